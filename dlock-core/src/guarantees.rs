@@ -1,0 +1,124 @@
+//! What a backend promises, and on what that rests.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What a backend guarantees, as configured; the README's table shows the same.
+///
+/// Built by backends with [`Guarantees::new`] and the setters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Guarantees {
+    /// The backend's name: `memory`, `sqlite`, `etcd`, ...
+    pub backend: &'static str,
+    /// What mutual exclusion (P1) rests on.
+    pub exclusion: Basis,
+    /// What rising tokens (P2) rest on.
+    pub tokens: Basis,
+    /// The order in which waiters of different processes are served.
+    pub fairness: Fairness,
+    /// The smallest TTL that makes sense.
+    pub min_ttl: Duration,
+    /// A crashed holder is replaced within its TTL plus this (P4).
+    pub takeover_after_ttl: Duration,
+    /// What else one should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Guarantees {
+    /// The strongest grade: everything holds under the named assumptions. Lower it with the setters.
+    pub fn new(backend: &'static str) -> Self {
+        Self {
+            backend,
+            exclusion: Basis::Holds,
+            tokens: Basis::Holds,
+            fairness: Fairness::Process,
+            min_ttl: Duration::from_millis(50),
+            takeover_after_ttl: Duration::ZERO,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Sets what exclusion rests on.
+    #[must_use]
+    pub fn exclusion(mut self, basis: Basis) -> Self {
+        self.exclusion = basis;
+        self
+    }
+
+    /// Sets what tokens rest on.
+    #[must_use]
+    pub fn tokens(mut self, basis: Basis) -> Self {
+        self.tokens = basis;
+        self
+    }
+
+    /// Sets the order of waiters.
+    #[must_use]
+    pub fn fairness(mut self, fairness: Fairness) -> Self {
+        self.fairness = fairness;
+        self
+    }
+
+    /// Sets the smallest TTL.
+    #[must_use]
+    pub fn min_ttl(mut self, ttl: Duration) -> Self {
+        self.min_ttl = ttl;
+        self
+    }
+
+    /// Sets the constant of the takeover bound.
+    #[must_use]
+    pub fn takeover_after_ttl(mut self, constant: Duration) -> Self {
+        self.takeover_after_ttl = constant;
+        self
+    }
+
+    /// Adds a sentence.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+/// What a promise rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Basis {
+    /// Holds under the assumptions that every backend names (A1 to A3).
+    Holds,
+    /// Holds if something more is true, which the text says.
+    If(String),
+    /// Does not hold, for the reason that the text says.
+    No(String),
+}
+
+impl fmt::Display for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Holds => f.write_str("yes"),
+            Self::If(what) => write!(f, "yes, if {what}"),
+            Self::No(why) => write!(f, "no: {why}"),
+        }
+    }
+}
+
+/// The order in which waiters are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fairness {
+    /// First come, first served over all processes.
+    Global,
+    /// First come, first served inside a process; none promised between processes.
+    Process,
+}
+
+impl fmt::Display for Fairness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Global => "first come, first served",
+            Self::Process => "first come, first served inside a process",
+        })
+    }
+}
