@@ -165,7 +165,12 @@ pub struct OpenOptions {
 
 impl OpenOptions {
     /// Options for a session; core makes these, and so do a backend's own tests.
-    pub fn new(ttl: Duration, owner: impl Into<String>, request_timeout: Duration, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        ttl: Duration,
+        owner: impl Into<String>,
+        request_timeout: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self { ttl, owner: owner.into(), request_timeout, clock }
     }
 }

@@ -15,7 +15,9 @@ pub enum NameError {
     #[error("a lock name has at least one byte; this one is empty")]
     Empty,
     /// The name is longer than 512 bytes.
-    #[error("a lock name has at most {MAX_NAME_BYTES} bytes of UTF-8; this one has {bytes}: shorten or hash it")]
+    #[error(
+        "a lock name has at most {MAX_NAME_BYTES} bytes of UTF-8; this one has {bytes}: shorten or hash it"
+    )]
     TooLong {
         /// Its length in bytes.
         bytes: usize,
@@ -139,7 +141,9 @@ pub enum AcquireError {
         waited: Duration,
     },
     /// The lock manager was closed before the lock was granted.
-    #[error("the lock manager was closed before lock {name:?} was granted: open a new one with connect or build")]
+    #[error(
+        "the lock manager was closed before lock {name:?} was granted: open a new one with connect or build"
+    )]
     Closed {
         /// The lock.
         name: LockName,
@@ -265,7 +269,9 @@ impl ReleaseError {
 /// The store did not confirm the end of the session in time. Every guard is dead all the same, and what is left at the
 /// store expires by itself.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the store did not confirm that the session ended; what it holds expires by itself within {expires_within:?}")]
+#[error(
+    "the store did not confirm that the session ended; what it holds expires by itself within {expires_within:?}"
+)]
 pub struct CloseError {
     pub(crate) expires_within: Duration,
     #[source]

@@ -169,7 +169,7 @@ impl DeadlineCell {
         let deadline = lease.deadline().as_nanos().clamp(FIRST_DEADLINE, NEVER - 1);
         if now.as_nanos() < seen.0 {
             // A failed exchange means LOST: there is one renewal in flight at a time, nobody else moves the value.
-            let _ = self.0.compare_exchange(seen.0, deadline, Ordering::SeqCst, Ordering::SeqCst);
+            self.0.compare_exchange(seen.0, deadline, Ordering::SeqCst, Ordering::SeqCst).ok();
         }
         self.check(now)
     }
@@ -177,6 +177,6 @@ impl DeadlineCell {
     /// Sets a deadline on a cell that had none. No effect on a lost one.
     pub(crate) fn set_first(&self, deadline: Timestamp) {
         let deadline = deadline.as_nanos().clamp(FIRST_DEADLINE, NEVER - 1);
-        let _ = self.0.compare_exchange(NEVER, deadline, Ordering::SeqCst, Ordering::SeqCst);
+        self.0.compare_exchange(NEVER, deadline, Ordering::SeqCst, Ordering::SeqCst).ok();
     }
 }

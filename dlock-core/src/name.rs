@@ -74,7 +74,8 @@ impl LockName {
         const HEX: &[u8; 16] = b"0123456789ABCDEF";
         let mut out = String::with_capacity(self.0.len());
         for (at, byte) in self.0.bytes().enumerate() {
-            let plain = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || (byte == b'.' && at > 0);
+            let plain =
+                byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || (byte == b'.' && at > 0);
             if plain {
                 out.push(char::from(byte));
             } else {
@@ -98,10 +99,9 @@ impl LockName {
     /// # Ok::<(), dlock_core::NameError>(())
     /// ```
     pub fn stable_hash(&self) -> u64 {
-        let fnv = self
-            .0
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let fnv = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         // The finalizer of MurmurHash3 (fmix64): FNV-1a alone leaves the low bits of short names poorly mixed.
         let mut mixed = fnv;
         mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -57,14 +57,16 @@ impl BackendUrl {
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         if scheme.is_empty() || !scheme.chars().all(legal) {
             // The text may be anything, a password included: it is not repeated.
-            return Err(UrlError::new("a URL starts with a scheme of letters, as in sqlite:/var/lib/locks.db"));
+            return Err(UrlError::new(
+                "a URL starts with a scheme of letters, as in sqlite:/var/lib/locks.db",
+            ));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut parameters = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or_else(|| UrlError::new(format!("parameter {pair:?} has no value: write {pair}=VALUE")))?;
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                UrlError::new(format!("parameter {pair:?} has no value: write {pair}=VALUE"))
+            })?;
             let key = decode(key, "the name of a parameter")?;
             let value = decode(value, &format!("the value of parameter {key:?}"))?;
             if parameters.insert(key.clone(), value).is_some() {

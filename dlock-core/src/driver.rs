@@ -1,0 +1,503 @@
+//! The state machine of one name: claiming, waiting, settling, handing out, giving up, and finding out what became of
+//! a request that was never answered.
+//!
+//! A driver runs while something is to be done at the store for its name, and ends when a guard is out or nobody waits.
+//! It belongs to the queue and not to any caller: dropping a user's future at any await point leaves the driver to
+//! finish its request and to give back what nobody wants any more (P6).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::backend::{
+    Busy, ClaimRef, ClaimReply, ClaimRequest, Cookie, Grant, ReleaseRequest, Released, Resolution,
+};
+use crate::clock::sleep_until;
+use crate::error::{BackendError, ErrorKind};
+use crate::guard::ReleaseOutcome;
+use crate::hold::{Hold, Incarnation, locked};
+use crate::holder::Holder;
+use crate::keeper::afterlife;
+use crate::lease::LossReason;
+use crate::metrics::count;
+use crate::name::LockName;
+use crate::queue::{ReleaseReply, Step};
+use crate::shared::Shared;
+use crate::watchlist::Met;
+
+/// Drives one name until a guard is out or nothing is left to do.
+pub(crate) async fn drive(shared: Arc<Shared>, name: LockName) {
+    let poke = shared.poke_of(&name);
+    let mut driver = Driver { shared, name, poke, failures: 0, finished: false };
+    loop {
+        match driver.shared.next_step(&driver.name) {
+            Step::Stop => break,
+            Step::Claim => driver.claim().await,
+            Step::Deliver(hold) => driver.deliver(hold).await,
+            Step::GiveUp(hold, reply) => driver.give_up(hold, reply).await,
+        }
+    }
+    driver.finished = true;
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    name: LockName,
+    poke: Arc<Notify>,
+    /// Failed requests in a row.
+    failures: u32,
+    finished: bool,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Dropped half-way by a runtime that shuts down, or unwound by a panic in a backend.
+        if !self.finished {
+            self.shared.driver_died(&self.name, std::thread::panicking());
+        }
+    }
+}
+
+fn no_answer(limit: Duration) -> BackendError {
+    BackendError::unknown(format!("the store did not answer within {limit:?}"))
+}
+
+/// What came of asking the store for a claim.
+enum Asked {
+    Granted(Grant),
+    Waiting(Cookie),
+    Busy(Busy),
+    /// Certainly not executed.
+    Failed(BackendError),
+    /// It was not known, and is now: nothing of it is at the store. Ask with a fresh id.
+    Absent,
+    /// The incarnation is over.
+    Over,
+}
+
+/// Why a wait ended.
+enum Woken {
+    Ask,
+    Nobody,
+    Over,
+}
+
+impl Driver {
+    /// One attempt to get the lock for those who wait.
+    async fn claim(&mut self) {
+        let incarnation = match self.shared.incarnation().await {
+            Ok(incarnation) => incarnation,
+            Err(error) => return self.trouble(&error).await,
+        };
+        let Some(demand) = self.shared.demand(&self.name) else { return };
+        let claim = self.shared.new_claim(&self.name);
+        let mut request =
+            ClaimRequest::new(claim.clone(), demand.patience, Holder::now(&self.shared.options.owner));
+        match locked(&self.shared.watchlist).ripe(&self.name, self.shared.now()) {
+            Some(Met::Debt(id)) => request.paid = Some(id),
+            Some(Met::Version(version)) => request.take_if_unchanged = Some(version),
+            None => {}
+        }
+        let mut waiting = false;
+        let mut upto = demand.upto;
+        loop {
+            match self.ask(&incarnation, &request).await {
+                Asked::Granted(grant) => return self.granted(&incarnation, claim, grant, upto).await,
+                Asked::Waiting(cookie) => {
+                    waiting = true;
+                    self.failures = 0;
+                    self.forget_watched();
+                    self.shared.contended(&self.name, upto);
+                    match self.wait_turn(&incarnation, &claim, &cookie).await {
+                        Woken::Ask => {}
+                        Woken::Nobody => {
+                            return self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
+                        }
+                        Woken::Over => return self.session_over().await,
+                    }
+                }
+                Asked::Busy(busy) => return self.busy(&incarnation, &claim, busy, upto).await,
+                Asked::Failed(error) if waiting && !matches!(error.kind(), ErrorKind::Refused) => {
+                    // The claim stands in the store's queue; another one would stand behind it for ever.
+                    self.trouble(&error).await;
+                    if !self.shared.has_queued(&self.name) {
+                        return self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
+                    }
+                }
+                Asked::Failed(error) => {
+                    if waiting {
+                        self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
+                    }
+                    return self.trouble(&error).await;
+                }
+                Asked::Absent => return,
+                Asked::Over => return self.session_over().await,
+            }
+            upto = self.shared.demand(&self.name).map_or(upto, |demand| demand.upto);
+        }
+    }
+
+    /// The incarnation ended under a claim. Those who wait go on under the next one: at once if the store answered
+    /// since the last failure, else after a pause.
+    async fn session_over(&mut self) {
+        if self.failures == 0 {
+            self.failures = 1;
+        } else {
+            self.trouble(&BackendError::session_gone("the session ended again before it was of use")).await;
+        }
+    }
+
+    /// One request for a claim; what is unknown is found out before this returns.
+    async fn ask(&mut self, incarnation: &Arc<Incarnation>, request: &ClaimRequest) -> Asked {
+        let limit = self.shared.options.request_timeout;
+        let answer = tokio::select! {
+            biased;
+            answer = tokio::time::timeout(limit, incarnation.session.claim(request.clone())) => answer,
+            () = incarnation.ended() => return Asked::Over,
+        };
+        // An answer for an ended incarnation is never handed out.
+        if incarnation.is_over() {
+            return Asked::Over;
+        }
+        match answer {
+            Ok(Ok(ClaimReply::Granted(grant))) => Asked::Granted(grant),
+            Ok(Ok(ClaimReply::Waiting(cookie))) => Asked::Waiting(cookie),
+            Ok(Ok(ClaimReply::Busy(busy))) => Asked::Busy(busy),
+            Ok(Err(error)) => match error.kind() {
+                ErrorKind::Unknown => self.resolve(incarnation, &request.claim, error).await,
+                ErrorKind::SessionGone => {
+                    self.shared.end_session(incarnation, LossReason::SessionEnded);
+                    Asked::Over
+                }
+                _ => Asked::Failed(error),
+            },
+            Err(_) => self.resolve(incarnation, &request.claim, no_answer(limit)).await,
+        }
+    }
+
+    /// Finds out what became of a claim or its release. Until that is proved, the name is not tried again under this
+    /// incarnation; where it cannot be, the session ends.
+    async fn resolve(
+        &mut self,
+        incarnation: &Arc<Incarnation>,
+        claim: &ClaimRef,
+        mut error: BackendError,
+    ) -> Asked {
+        count(&self.shared.counters.unknown);
+        // Under claim leases an id that nobody renews is over by itself, so there is an end to the asking.
+        let expires = self.shared.now().plus(afterlife(incarnation.ttl) * 2);
+        loop {
+            self.shared.failed(&self.name, &error, true);
+            let limit = self.shared.options.request_timeout;
+            let answer = tokio::select! {
+                biased;
+                answer = tokio::time::timeout(limit, incarnation.session.resolve(claim)) => answer,
+                () = incarnation.ended() => return Asked::Over,
+            };
+            if incarnation.is_over() {
+                return Asked::Over;
+            }
+            error = match answer {
+                Ok(Ok(resolution)) => {
+                    self.failures = 0;
+                    self.shared.answered(&self.name);
+                    return match resolution {
+                        Resolution::Absent => Asked::Absent,
+                        Resolution::Waiting(cookie) => Asked::Waiting(cookie),
+                        Resolution::Granted(grant) => Asked::Granted(grant),
+                    };
+                }
+                Ok(Err(error)) if matches!(error.kind(), ErrorKind::SessionGone | ErrorKind::Refused) => {
+                    self.shared.end_session(incarnation, LossReason::SessionEnded);
+                    return Asked::Over;
+                }
+                Ok(Err(error)) => error,
+                Err(_) => no_answer(limit),
+            };
+            self.pause(incarnation, false).await;
+            if incarnation.lease.is_none() && self.shared.now() >= expires {
+                self.shared.answered(&self.name);
+                return Asked::Absent;
+            }
+        }
+    }
+
+    /// Waits in the store's queue until it is worth looking again.
+    async fn wait_turn(&mut self, incarnation: &Incarnation, claim: &ClaimRef, cookie: &Cookie) -> Woken {
+        let mut wait = std::pin::pin!(incarnation.session.wait(claim, cookie));
+        loop {
+            if incarnation.is_over() {
+                return Woken::Over;
+            }
+            if !self.shared.has_queued(&self.name) {
+                return Woken::Nobody;
+            }
+            tokio::select! {
+                biased;
+                () = incarnation.ended() => return Woken::Over,
+                () = self.poke.notified() => {}
+                outcome = &mut wait => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(lock = %self.name, %error, "waiting failed");
+                        self.failures += 1;
+                        self.pause(incarnation, true).await;
+                    }
+                    return Woken::Ask;
+                }
+            }
+        }
+    }
+
+    /// Somebody else holds the lock, and the store keeps no queue: tell the tries, and sleep until it is worth asking.
+    async fn busy(&mut self, incarnation: &Incarnation, claim: &ClaimRef, busy: Busy, upto: u64) {
+        self.failures = 0;
+        let now = self.shared.now();
+        {
+            let mut watchlist = locked(&self.shared.watchlist);
+            match (&busy.debt, &busy.observed) {
+                (Some(debt), _) => watchlist.meet(&self.name, Met::Debt(debt.id), debt.owed, now),
+                (None, Some(seen)) => {
+                    watchlist.meet(&self.name, Met::Version(seen.version.clone()), seen.lease, now);
+                }
+                // A living holder's debt is not yet due.
+                (None, None) => watchlist.forget(&self.name),
+            }
+        }
+        let tries_left = self.shared.contended(&self.name, upto);
+        if tries_left || !self.shared.has_queued(&self.name) {
+            return;
+        }
+        let mut pause = self.shared.jittered(busy.retry_after);
+        if busy.observed.is_some()
+            && let Some(ripe) = locked(&self.shared.watchlist).ripe_in(&self.name, now)
+        {
+            pause = pause.min(ripe);
+        }
+        let until = now.plus(pause);
+        let mut wait_failed = false;
+        let mut wait = std::pin::pin!(incarnation.session.wait(claim, &busy.cookie));
+        loop {
+            tokio::select! {
+                biased;
+                () = incarnation.ended() => return,
+                () = self.poke.notified() => {
+                    if !self.shared.has_queued(&self.name) {
+                        return;
+                    }
+                }
+                outcome = &mut wait, if !wait_failed => {
+                    if outcome.is_ok() {
+                        return;
+                    }
+                    // Messages are hints: the pause remains.
+                    wait_failed = true;
+                }
+                () = sleep_until(&*self.shared.clock, until) => return,
+            }
+        }
+    }
+
+    /// The store granted the claim: settle what is owed, then hand it out.
+    async fn granted(&mut self, incarnation: &Arc<Incarnation>, claim: ClaimRef, grant: Grant, upto: u64) {
+        let received = self.shared.now();
+        self.forget_watched();
+        self.shared.answered(&self.name);
+        let Some(hold) = incarnation.admit(claim.clone(), &grant, received) else {
+            if !incarnation.is_over() {
+                self.withdraw(incarnation, ReleaseRequest::new(claim).unpaid(grant.owed), None).await;
+                let error =
+                    BackendError::refused("the backend granted a claim without the lease it promised");
+                self.trouble(&error).await;
+            }
+            return;
+        };
+        if hold.check(received).is_err() {
+            // Too late to be of use; the store's answer took longer than the lease.
+            self.give_up(hold, None).await;
+            let ttl = incarnation.ttl;
+            let error = BackendError::unavailable(format!(
+                "the grant arrived after its lease of {ttl:?} was over: the store is too slow for this TTL"
+            ));
+            return self.trouble(&error).await;
+        }
+        self.failures = 0;
+        if !grant.owed.is_zero() {
+            count(&self.shared.counters.settles);
+            self.shared.contended(&self.name, upto);
+            if !self.settle(&hold).await {
+                return self.give_up(hold, None).await;
+            }
+            let limit = self.shared.options.request_timeout;
+            // A hint to the store. Unanswered, the next holder settles longer than it must.
+            drop(tokio::time::timeout(limit, incarnation.session.settled(&hold.claim)).await);
+        }
+        self.deliver(hold).await;
+    }
+
+    /// Waits out what an earlier holder left. False if the claim was lost, or nobody wants it any more.
+    async fn settle(&mut self, hold: &Hold) -> bool {
+        loop {
+            let mut changed = std::pin::pin!(hold.changed());
+            changed.as_mut().enable();
+            let now = self.shared.now();
+            if hold.check(now).is_err() || !self.shared.has_queued(&self.name) {
+                return false;
+            }
+            if now >= hold.settle_until {
+                return true;
+            }
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = self.poke.notified() => {}
+                () = sleep_until(&*self.shared.clock, hold.settle_until) => {}
+            }
+        }
+    }
+
+    /// Hands a held claim to the first who waits, or gives it up.
+    async fn deliver(&mut self, hold: Arc<Hold>) {
+        if hold.check(self.shared.now()).is_err() {
+            return self.give_up(hold, None).await;
+        }
+        match self.shared.deliver(hold) {
+            Ok(()) => {}
+            Err(hold) => self.give_up(hold, None).await,
+        }
+    }
+
+    /// Gives a granted claim up.
+    async fn give_up(&mut self, hold: Arc<Hold>, reply: Option<ReleaseReply>) {
+        // P6: renewed no more, from before the request on, so that nothing keeps an orphan alive.
+        hold.lose(LossReason::Closed);
+        hold.incarnation.forget(hold.claim.id);
+        let request = hold.release_request(self.shared.now());
+        self.withdraw(&hold.incarnation, request, reply).await;
+    }
+
+    /// Gives a claim up, waiting or granted, and repeats it until the store has confirmed that it is gone.
+    async fn withdraw(
+        &mut self,
+        incarnation: &Arc<Incarnation>,
+        request: ReleaseRequest,
+        mut reply: Option<ReleaseReply>,
+    ) {
+        let mut answer = |outcome: Result<ReleaseOutcome, BackendError>| {
+            if let Some(reply) = reply.take() {
+                // A caller that no longer listens needs no answer.
+                drop(reply.send(outcome));
+            }
+        };
+        let given_up_at = self.shared.now();
+        let mut unanswered = false;
+        loop {
+            let over = || Err(BackendError::unknown("the session ended before the release was confirmed"));
+            if incarnation.is_over() {
+                return answer(over());
+            }
+            let limit = self.shared.options.request_timeout;
+            let unpaid = request.unpaid.saturating_sub(self.shared.now().since(given_up_at));
+            let attempt = request.clone().unpaid(unpaid);
+            let released = tokio::select! {
+                biased;
+                released = tokio::time::timeout(limit, incarnation.session.release(attempt)) => released,
+                () = incarnation.ended() => return answer(over()),
+            };
+            let error = match released {
+                Ok(Ok(released)) => {
+                    self.failures = 0;
+                    self.shared.answered(&self.name);
+                    // After an unanswered attempt "not found" is our own doing.
+                    let ours = released == Released::Done || unanswered;
+                    return answer(Ok(if ours {
+                        ReleaseOutcome::Released
+                    } else {
+                        ReleaseOutcome::AlreadyLost
+                    }));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => no_answer(limit),
+            };
+            match error.kind() {
+                ErrorKind::SessionGone => {
+                    self.shared.end_session(incarnation, LossReason::SessionEnded);
+                    return answer(over());
+                }
+                ErrorKind::Refused => {
+                    // Our claim cannot be removed. Under a session that is renewed it would stay for ever.
+                    if incarnation.lease.is_some() {
+                        self.shared.end_session(incarnation, LossReason::SessionEnded);
+                    }
+                    return answer(Err(error));
+                }
+                ErrorKind::Unknown => {
+                    unanswered = true;
+                    match self.resolve(incarnation, &request.claim, error).await {
+                        Asked::Absent => return answer(Ok(ReleaseOutcome::Released)),
+                        Asked::Over => return answer(over()),
+                        // Still there: release it again.
+                        _ => {}
+                    }
+                }
+                _ => {
+                    self.shared.failed(&self.name, &error, true);
+                    self.pause(incarnation, false).await;
+                    let gone = given_up_at.plus(afterlife(incarnation.ttl) * 2);
+                    if incarnation.lease.is_none() && self.shared.now() >= gone {
+                        self.shared.answered(&self.name);
+                        return answer(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The store failed: tell those whom it concerns, and wait before the next attempt.
+    async fn trouble(&mut self, error: &BackendError) {
+        let pause = match error.kind() {
+            ErrorKind::Refused => return self.shared.refused(&self.name, error),
+            ErrorKind::NotReady { retry_after } => {
+                self.shared.not_ready(&self.name, error);
+                // Looked at again now and then: whoever looks after the store may shorten the wait.
+                retry_after.min(Duration::from_secs(5))
+            }
+            _ => {
+                self.shared.failed(&self.name, error, false);
+                self.failures += 1;
+                self.shared.backoff(self.failures)
+            }
+        };
+        let until = self.shared.now().plus(pause);
+        while self.shared.demand(&self.name).is_some() {
+            tokio::select! {
+                biased;
+                () = self.poke.notified() => {}
+                () = sleep_until(&*self.shared.clock, until) => return,
+            }
+        }
+    }
+
+    /// A pause before the next attempt, cut short by the end of the incarnation, and by a poke if asked for.
+    async fn pause(&mut self, incarnation: &Incarnation, until_poked: bool) {
+        self.failures += 1;
+        let pause = self.shared.backoff(self.failures);
+        let poked = async {
+            if until_poked {
+                self.poke.notified().await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = incarnation.ended() => {}
+            () = poked => {}
+            () = sleep_until(&*self.shared.clock, self.shared.now().plus(pause)) => {}
+        }
+    }
+
+    fn forget_watched(&self) {
+        locked(&self.shared.watchlist).forget(&self.name);
+    }
+}

@@ -1,0 +1,181 @@
+//! A granted claim, and the incarnation of the session that it belongs to.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::backend::{ClaimId, ClaimRef, Grant, Opened, ReleaseRequest, Session};
+use crate::clock::Timestamp;
+use crate::lease::{DeadlineCell, LossReason};
+use crate::token::FencingToken;
+
+/// One life of a session. A re-opened session is another incarnation; a grant, an event and a release belong to the one
+/// under which their request was sent.
+#[derive(Debug)]
+pub(crate) struct Incarnation {
+    pub(crate) session: Arc<dyn Session>,
+    pub(crate) ttl: Duration,
+    /// The deadline shared by all claims, where the session carries the lease.
+    pub(crate) lease: Option<Arc<DeadlineCell>>,
+    /// The granted claims: those that settle, those in the hands of users, and those on their way.
+    claims: Mutex<BTreeMap<ClaimId, Arc<Hold>>>,
+    over: AtomicBool,
+    ended: Notify,
+}
+
+/// A granted claim. Shared by the guard, the local queue and the keeper.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) claim: ClaimRef,
+    pub(crate) token: FencingToken,
+    pub(crate) incarnation: Arc<Incarnation>,
+    /// The guard's own deadline, for `max_hold`; it also carries every loss, so that a loss is final.
+    own: DeadlineCell,
+    /// The deadline of the lease: the session's, or the claim's.
+    pub(crate) lease: Arc<DeadlineCell>,
+    /// What an earlier holder left is waited out at this moment; zero where nothing was owed.
+    pub(crate) settle_until: Timestamp,
+    changed: Notify,
+}
+
+impl Incarnation {
+    pub(crate) fn new(opened: Opened) -> Self {
+        Self {
+            lease: opened.lease.map(|lease| Arc::new(DeadlineCell::new(lease.deadline()))),
+            session: opened.session,
+            ttl: opened.ttl,
+            claims: Mutex::default(),
+            over: AtomicBool::new(false),
+            ended: Notify::new(),
+        }
+    }
+
+    /// Books a grant so that it is renewed; none if the incarnation is over, or if the backend left out the lease that
+    /// it said each claim would carry.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        claim: ClaimRef,
+        grant: &Grant,
+        now: Timestamp,
+    ) -> Option<Arc<Hold>> {
+        let lease = match (&self.lease, grant.lease) {
+            (Some(shared), _) => Arc::clone(shared),
+            (None, Some(lease)) => Arc::new(DeadlineCell::new(lease.deadline())),
+            (None, None) => return None,
+        };
+        let settle_until = if grant.owed.is_zero() { Timestamp::from_nanos(0) } else { now.plus(grant.owed) };
+        let hold = Arc::new(Hold {
+            claim,
+            token: grant.token,
+            incarnation: Arc::clone(self),
+            own: DeadlineCell::never(),
+            lease,
+            settle_until,
+            changed: Notify::new(),
+        });
+        let mut claims = locked(&self.claims);
+        // Read under the lock under which `end` takes the claims: whoever is in the map is told.
+        if self.is_over() {
+            return None;
+        }
+        claims.insert(hold.claim.id, Arc::clone(&hold));
+        Some(hold)
+    }
+
+    /// Renews this claim no more.
+    pub(crate) fn forget(&self, id: ClaimId) {
+        locked(&self.claims).remove(&id);
+    }
+
+    pub(crate) fn hold(&self, id: ClaimId) -> Option<Arc<Hold>> {
+        locked(&self.claims).get(&id).cloned()
+    }
+
+    pub(crate) fn holds(&self) -> Vec<Arc<Hold>> {
+        locked(&self.claims).values().cloned().collect()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// Ends the incarnation: every claim dies here, before anything is said to the store. None if it was over already.
+    pub(crate) fn end(&self, reason: LossReason) -> Option<Vec<Arc<Hold>>> {
+        if self.over.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        if let Some(lease) = &self.lease {
+            lease.lose(reason);
+        }
+        let holds: Vec<_> = std::mem::take(&mut *locked(&self.claims)).into_values().collect();
+        for hold in &holds {
+            hold.lose(reason);
+        }
+        self.ended.notify_waiters();
+        Some(holds)
+    }
+
+    /// Resolves when the incarnation is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn ended(&self) {
+        let mut ended = pin!(self.ended.notified());
+        ended.as_mut().enable();
+        if !self.is_over() {
+            ended.await;
+        }
+    }
+}
+
+impl Hold {
+    /// The deadline if the claim is certain at `now`, else why not. P3: reads the given clock, nothing else.
+    pub(crate) fn check(&self, now: Timestamp) -> Result<Timestamp, LossReason> {
+        let own = self.own.check_as(now, LossReason::MaxHold)?;
+        match self.lease.check(now) {
+            Ok(lease) => Ok(own.min(lease)),
+            Err(reason) => {
+                self.own.lose(reason);
+                // Whoever was first has named the reason, and it stays.
+                self.own.check(now)
+            }
+        }
+    }
+
+    /// Kills the hold locally; true for the caller that did it.
+    pub(crate) fn lose(&self, reason: LossReason) -> bool {
+        let first = self.own.lose(reason);
+        self.changed.notify_waiters();
+        first
+    }
+
+    /// Starts the guard's own deadline.
+    pub(crate) fn expire_at(&self, deadline: Timestamp) {
+        self.own.set_first(deadline);
+    }
+
+    /// What is still owed to an earlier holder.
+    pub(crate) fn unpaid(&self, now: Timestamp) -> Duration {
+        self.settle_until.since(now)
+    }
+
+    /// The request that gives this claim up, with what is still owed.
+    pub(crate) fn release_request(&self, now: Timestamp) -> ReleaseRequest {
+        ReleaseRequest::new(self.claim.clone()).unpaid(self.unpaid(now))
+    }
+
+    /// Resolves at the next change that is not a renewal. Enable it before the check that it is to follow.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+}
+
+/// Locks a mutex; a panic elsewhere does not make its state unusable, since every change under a lock is complete.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

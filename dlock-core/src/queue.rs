@@ -1,0 +1,612 @@
+//! The local queue: who waits for which name in this process, and what stands at the store for it.
+//!
+//! It is a correctness part. An etcd lease, a Postgres session and a Redis owner would each grant one name twice to the
+//! same session; here at most one claim of a name is at the store, and ten thousand local waiters cost one remote one.
+//!
+//! The claim belongs to the queue, not to the waiter at its head: it is given up only when nobody waits any more, and a
+//! guard whose waiter went away goes to the next. A name has an entry only while somebody waits or holds.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::backend::Patience;
+use crate::clock::Timestamp;
+use crate::driver;
+use crate::error::{AcquireError, BackendError};
+use crate::guard::ReleaseOutcome;
+use crate::hold::{Hold, locked};
+use crate::lease::LossReason;
+use crate::metrics::count;
+use crate::name::LockName;
+use crate::shared::Shared;
+
+/// The entries of all names in use.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    names: Mutex<Names>,
+    /// Told when an entry goes while the manager is being closed.
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    entries: HashMap<LockName, Entry>,
+    closed: bool,
+    last_waiter: u64,
+}
+
+/// One name in use.
+#[derive(Debug)]
+struct Entry {
+    stage: Stage,
+    /// In the order of their ids.
+    waiters: VecDeque<Waiter>,
+    /// How many of them are tries, which are told at once that somebody else holds the lock.
+    tries: usize,
+    /// A driver runs for this name. There is one at most; it goes when the guard is out or nothing is left to do.
+    driven: bool,
+    /// Wakes the driver when a waiter has gone, or the manager closes.
+    poke: Arc<Notify>,
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What stands at the store for a name, as far as others than the driver need to know.
+#[derive(Debug)]
+enum Stage {
+    /// Nothing known.
+    Idle,
+    /// The store has answered that somebody else is ahead, or our own grant is still being settled.
+    Contended,
+    /// A guard is out, or on its way to its waiter.
+    Held(Arc<Hold>),
+    /// A guard came back unused: for the next waiter.
+    Returned(Arc<Hold>),
+    /// A claim is to be given up.
+    Leaving(Arc<Hold>, Option<ReleaseReply>),
+}
+
+/// Unbroken failure of the store for one name.
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) since: Timestamp,
+    pub(crate) error: BackendError,
+    /// What became of an earlier request is not known.
+    pub(crate) unresolved: bool,
+}
+
+pub(crate) type ReleaseReply = oneshot::Sender<Result<ReleaseOutcome, BackendError>>;
+
+/// What a waiter is told: a guard, or that somebody else holds the lock, or why neither.
+pub(crate) type Answer = Result<Option<Delivery>, AcquireError>;
+
+#[derive(Debug)]
+struct Waiter {
+    id: u64,
+    patience: Patience,
+    since: Timestamp,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// A grant on its way to a waiter. Dropped on the way, it goes back to the queue and on to the next.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    hold: Option<Arc<Hold>>,
+    shared: Arc<Shared>,
+}
+
+impl Delivery {
+    pub(crate) fn accept(mut self) -> Arc<Hold> {
+        self.hold.take().expect("a delivery is accepted once")
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            self.shared.came_back(&hold);
+        }
+    }
+}
+
+/// A place in the local queue. Dropping it leaves the queue.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) answer: oneshot::Receiver<Answer>,
+    pub(crate) since: Timestamp,
+    name: LockName,
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl Place {
+    /// Leaves the queue. The answer, if it came in this very moment.
+    pub(crate) fn leave(&mut self) -> Option<Answer> {
+        self.shared.leave(&self.name, self.id);
+        self.answer.close();
+        self.answer.try_recv().ok()
+    }
+
+    /// Why a caller whose time is over got nothing.
+    pub(crate) fn out_of_time(&self) -> AcquireError {
+        let waited = self.shared.now().since(self.since);
+        self.shared.out_of_time(&self.name, waited)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A delivery that arrived goes back to the queue when it is dropped here.
+        drop(self.leave());
+    }
+}
+
+/// What a driver is to do next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Stop,
+    Claim,
+    Deliver(Arc<Hold>),
+    GiveUp(Arc<Hold>, Option<ReleaseReply>),
+}
+
+/// What the waiters of a name ask of the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    pub(crate) patience: Patience,
+    /// The last waiter that was there when the request was made: an answer says nothing to those who came later.
+    pub(crate) upto: u64,
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self {
+            stage: Stage::Idle,
+            waiters: VecDeque::new(),
+            tries: 0,
+            driven: false,
+            poke: Arc::new(Notify::new()),
+            trouble: None,
+        }
+    }
+
+    fn push(&mut self, waiter: Waiter) {
+        self.tries += usize::from(waiter.is_try());
+        self.waiters.push_back(waiter);
+    }
+
+    fn pop(&mut self) -> Option<Waiter> {
+        let waiter = self.waiters.pop_front()?;
+        self.tries -= usize::from(waiter.is_try());
+        Some(waiter)
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Waiter> {
+        let at = self.waiters.binary_search_by_key(&id, |waiter| waiter.id).ok()?;
+        let waiter = self.waiters.remove(at)?;
+        self.tries -= usize::from(waiter.is_try());
+        Some(waiter)
+    }
+
+    fn take(&mut self, mut which: impl FnMut(&Waiter) -> bool) -> Vec<Waiter> {
+        let (taken, kept): (VecDeque<_>, _) = self.waiters.drain(..).partition(|waiter| which(waiter));
+        self.waiters = kept;
+        self.tries = self.waiters.iter().filter(|waiter| waiter.is_try()).count();
+        taken.into()
+    }
+
+    fn take_tries(&mut self, upto: u64) -> Vec<Waiter> {
+        if self.tries == 0 { Vec::new() } else { self.take(|waiter| waiter.is_try() && waiter.id <= upto) }
+    }
+
+    fn has_queued(&self) -> bool {
+        self.waiters.len() > self.tries
+    }
+}
+
+impl Waiter {
+    fn is_try(&self) -> bool {
+        self.patience == Patience::Try
+    }
+}
+
+/// Sends answers outside the lock: a waker may run anything.
+fn answer_all(waiters: Vec<Waiter>, answer: impl Fn(&Waiter) -> Answer) {
+    for waiter in waiters {
+        let answer = answer(&waiter);
+        drop(waiter.reply.send(answer));
+    }
+}
+
+/// For the users' side: handles, guards and waiting futures.
+impl Shared {
+    /// Joins the queue of a name; none if a try can be answered "somebody holds it" at once.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        name: &LockName,
+        patience: Patience,
+    ) -> Result<Option<Place>, AcquireError> {
+        if self.runtime().is_none() {
+            return Err(AcquireError::NoRuntime { name: name.clone() });
+        }
+        let now = self.now();
+        let mut guard = locked(&self.queues.names);
+        let names = &mut *guard;
+        if names.closed {
+            return Err(AcquireError::Closed { name: name.clone() });
+        }
+        let entry = names.entries.entry(name.clone()).or_insert_with(Entry::new);
+        let taken = match &entry.stage {
+            Stage::Contended => true,
+            Stage::Held(hold) => {
+                if let Ok(_) = hold.check(now) {
+                    true
+                } else {
+                    // Nobody has noticed yet: the lock is free for those who wait here.
+                    self.count_loss(hold);
+                    entry.stage = Stage::Leaving(Arc::clone(hold), None);
+                    false
+                }
+            }
+            Stage::Idle | Stage::Returned(_) | Stage::Leaving(..) => false,
+        };
+        if taken && patience == Patience::Try {
+            return Ok(None);
+        }
+        let (reply, answer) = oneshot::channel();
+        names.last_waiter += 1;
+        let id = names.last_waiter;
+        entry.push(Waiter { id, patience, since: now, reply });
+        let start = !entry.driven && !matches!(entry.stage, Stage::Held(_));
+        entry.driven |= start;
+        drop(guard);
+        if start {
+            self.run(driver::drive(Arc::clone(self), name.clone()));
+        }
+        Ok(Some(Place { answer, since: now, name: name.clone(), id, shared: Arc::clone(self) }))
+    }
+
+    fn leave(&self, name: &LockName, id: u64) {
+        let mut names = locked(&self.queues.names);
+        let Some(entry) = names.entries.get_mut(name) else { return };
+        let waiter = entry.remove(id);
+        if waiter.is_some() {
+            entry.poke.notify_one();
+        }
+        drop(names);
+        drop(waiter);
+    }
+
+    fn out_of_time(&self, name: &LockName, waited: Duration) -> AcquireError {
+        let names = locked(&self.queues.names);
+        let name = name.clone();
+        let entry = names.entries.get(&name);
+        if let Some(trouble) = entry.and_then(|entry| entry.trouble.as_deref()).cloned() {
+            return if trouble.unresolved {
+                AcquireError::Unresolved { name, waited, source: trouble.error }
+            } else {
+                AcquireError::Unavailable { name, waited, source: trouble.error }
+            };
+        }
+        match entry.map(|entry| &entry.stage) {
+            Some(Stage::Idle | Stage::Leaving(..)) => AcquireError::Unavailable {
+                name,
+                waited,
+                source: BackendError::unavailable("the store has not answered yet"),
+            },
+            _ => AcquireError::Timeout { name, waited },
+        }
+    }
+
+    /// Releases a guard: it dies here, and the store is told by the driver. False if it was lost before.
+    ///
+    /// The reply is sent when the store has confirmed; a caller that waits for it has the request started at once.
+    pub(crate) fn release(self: &Arc<Self>, hold: &Arc<Hold>, reply: Option<ReleaseReply>) -> bool {
+        let inline = reply.is_some();
+        let mut was_held = false;
+        // Dead before it leaves the stage, under one lock: nobody can take the release for a loss.
+        let start = self.leave_stage(hold, |hold| {
+            was_held = hold.check(self.now()).is_ok() && hold.lose(LossReason::Closed);
+            Stage::Leaving(hold, reply.filter(|_| was_held))
+        });
+        match (was_held, start) {
+            (true, _) => count(&self.counters.released),
+            // Nobody had noticed the loss yet.
+            (false, Some(_)) => self.count_loss(hold),
+            (false, None) => drop(hold.lose(LossReason::Closed)),
+        }
+        self.start(start, hold, inline);
+        was_held
+    }
+
+    /// Takes a guard back that nobody accepted.
+    fn came_back(self: &Arc<Self>, hold: &Arc<Hold>) {
+        let start = self.leave_stage(hold, Stage::Returned);
+        self.start(start, hold, false);
+    }
+
+    /// Notes that a hold is lost, and lets those behind it have their turn.
+    pub(crate) fn lost(self: &Arc<Self>, hold: &Arc<Hold>) {
+        let start = self.leave_stage(hold, |hold| Stage::Leaving(hold, None));
+        if start.is_some() {
+            self.count_loss(hold);
+        }
+        self.start(start, hold, false);
+    }
+
+    fn count_loss(&self, hold: &Hold) {
+        if let Err(reason) = hold.check(self.now()) {
+            self.counters.lost(reason);
+            tracing::warn!(lock = %hold.claim.name, token = %hold.token, %reason, "lock lost");
+        }
+    }
+
+    /// Starts a driver if [`leave_stage`](Self::leave_stage) says that one is needed.
+    fn start(self: &Arc<Self>, start: Option<bool>, hold: &Hold, inline: bool) {
+        if start == Some(true) {
+            let task = driver::drive(Arc::clone(self), hold.claim.name.clone());
+            if inline { self.run(task) } else { self.spawn(task) }
+        }
+    }
+
+    /// Moves a name on from the stage in which `hold` is out, and tells whether a driver must be started. None if that
+    /// guard is not the one that is out: it was lost and the name went on without it.
+    fn leave_stage(&self, hold: &Arc<Hold>, next: impl FnOnce(Arc<Hold>) -> Stage) -> Option<bool> {
+        let mut names = locked(&self.queues.names);
+        let entry = names.entries.get_mut(&hold.claim.name)?;
+        if !matches!(&entry.stage, Stage::Held(out) if out.claim.id == hold.claim.id) {
+            return None;
+        }
+        entry.stage = next(Arc::clone(hold));
+        Some(!std::mem::replace(&mut entry.driven, true))
+    }
+
+    /// Guards out and tasks waiting.
+    pub(crate) fn population(&self) -> (u64, u64) {
+        let names = locked(&self.queues.names);
+        let now = self.now();
+        names.entries.values().fold((0, 0), |(held, waiting), entry| {
+            let out = matches!(&entry.stage, Stage::Held(hold) if hold.check(now).is_ok());
+            (held + u64::from(out), waiting + entry.waiters.len() as u64)
+        })
+    }
+
+    /// Turns every waiter away, kills every guard, and returns once no driver runs any more, or after the time given.
+    /// The guards are returned for the session's last request.
+    pub(crate) async fn drain(self: &Arc<Self>, limit: Duration) -> Vec<Arc<Hold>> {
+        let mut out = Vec::new();
+        let mut turned_away = Vec::new();
+        {
+            let mut names = locked(&self.queues.names);
+            names.closed = true;
+            names.entries.retain(|name, entry| {
+                turned_away.extend(entry.take(|_| true).into_iter().map(|waiter| (name.clone(), waiter)));
+                entry.poke.notify_one();
+                if let Stage::Held(hold) = &entry.stage {
+                    out.push(Arc::clone(hold));
+                    // A driver that is just delivering finds the entry gone and stops.
+                    return false;
+                }
+                true
+            });
+        }
+        for (name, waiter) in turned_away {
+            drop(waiter.reply.send(Err(AcquireError::Closed { name })));
+        }
+        for hold in &out {
+            // Guards die locally before anything is sent.
+            if hold.lose(LossReason::Closed) {
+                self.counters.lost(LossReason::Closed);
+            }
+        }
+        out.sort_by_key(|a| a.claim.id);
+        let empty = async {
+            loop {
+                let mut drained = std::pin::pin!(self.queues.drained.notified());
+                drained.as_mut().enable();
+                if locked(&self.queues.names).entries.is_empty() {
+                    return;
+                }
+                drained.await;
+            }
+        };
+        // What is not over by then is a store that does not answer; ending the session ends it.
+        drop(tokio::time::timeout(limit, empty).await);
+        out
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        locked(&self.queues.names).closed
+    }
+}
+
+/// For the driver of a name.
+impl Shared {
+    pub(crate) fn next_step(&self, name: &LockName) -> Step {
+        let mut names = locked(&self.queues.names);
+        let closed = names.closed;
+        let Some(entry) = names.entries.get_mut(name) else { return Step::Stop };
+        match std::mem::replace(&mut entry.stage, Stage::Idle) {
+            Stage::Held(hold) => {
+                entry.stage = Stage::Held(hold);
+                entry.driven = false;
+                Step::Stop
+            }
+            Stage::Returned(hold) => Step::Deliver(hold),
+            Stage::Leaving(hold, reply) => Step::GiveUp(hold, reply),
+            Stage::Idle | Stage::Contended if entry.waiters.is_empty() => {
+                names.entries.remove(name);
+                drop(names);
+                if closed {
+                    self.queues.drained.notify_waiters();
+                }
+                Step::Stop
+            }
+            stage @ (Stage::Idle | Stage::Contended) => {
+                // Contended stays until the store says otherwise, so that a try need not wait for the next answer.
+                entry.stage = stage;
+                Step::Claim
+            }
+        }
+    }
+
+    /// What those who wait ask for; none if nobody does any more.
+    pub(crate) fn demand(&self, name: &LockName) -> Option<Demand> {
+        let names = locked(&self.queues.names);
+        let entry = names.entries.get(name)?;
+        let upto = entry.waiters.back()?.id;
+        let patience = if entry.has_queued() { Patience::Queue } else { Patience::Try };
+        Some(Demand { patience, upto })
+    }
+
+    /// True if somebody waits who would wait on: not only tries.
+    pub(crate) fn has_queued(&self, name: &LockName) -> bool {
+        locked(&self.queues.names).entries.get(name).is_some_and(Entry::has_queued)
+    }
+
+    /// What wakes the driver of a name.
+    pub(crate) fn poke_of(&self, name: &LockName) -> Arc<Notify> {
+        locked(&self.queues.names).entries.get(name).map(|entry| Arc::clone(&entry.poke)).unwrap_or_default()
+    }
+
+    /// Books an answer that somebody else is ahead: tries up to `upto` are told. True if a try that came later is left,
+    /// to whom the answer says nothing.
+    pub(crate) fn contended(&self, name: &LockName, upto: u64) -> bool {
+        let mut names = locked(&self.queues.names);
+        let Some(entry) = names.entries.get_mut(name) else { return false };
+        entry.trouble = None;
+        entry.stage = Stage::Contended;
+        let told = entry.take_tries(upto);
+        let left = entry.tries > 0;
+        drop(names);
+        answer_all(told, |_| Ok(None));
+        left
+    }
+
+    /// Books that the store answered.
+    pub(crate) fn answered(&self, name: &LockName) {
+        if let Some(entry) = locked(&self.queues.names).entries.get_mut(name) {
+            entry.trouble = None;
+        }
+    }
+
+    /// Books that the store failed, and turns away those whose time is over.
+    pub(crate) fn failed(&self, name: &LockName, error: &BackendError, unresolved: bool) {
+        let now = self.now();
+        let mut names = locked(&self.queues.names);
+        let Some(entry) = names.entries.get_mut(name) else { return };
+        entry.stage = Stage::Idle;
+        let since = entry.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        entry.trouble = Some(Box::new(Trouble { since, error: error.clone(), unresolved }));
+        let given_up = entry.take(|waiter| {
+            !waiter.is_try() && now.since(since.max(waiter.since)) >= self.options.give_up_after
+        });
+        drop(names);
+        answer_all(given_up, |waiter| {
+            let (name, waited, source) = (name.clone(), now.since(waiter.since), error.clone());
+            Err(if unresolved {
+                AcquireError::Unresolved { name, waited, source }
+            } else {
+                AcquireError::Unavailable { name, waited, source }
+            })
+        });
+    }
+
+    /// Turns away all who wait now, since asking again would not help.
+    pub(crate) fn refused(&self, name: &LockName, error: &BackendError) {
+        self.turn_away(name, |_| true, |name, _| AcquireError::Refused { name, source: error.clone() });
+    }
+
+    /// Turns away the tries, since the store can grant only later; those who wait on do.
+    pub(crate) fn not_ready(&self, name: &LockName, error: &BackendError) {
+        self.turn_away(name, Waiter::is_try, |name, waited| AcquireError::Unavailable {
+            name,
+            waited,
+            source: error.clone(),
+        });
+    }
+
+    fn turn_away(
+        &self,
+        name: &LockName,
+        which: impl FnMut(&Waiter) -> bool,
+        error: impl Fn(LockName, Duration) -> AcquireError,
+    ) {
+        let now = self.now();
+        let mut names = locked(&self.queues.names);
+        let Some(entry) = names.entries.get_mut(name) else { return };
+        entry.stage = Stage::Idle;
+        let away = entry.take(which);
+        drop(names);
+        answer_all(away, |waiter| Err(error(name.clone(), now.since(waiter.since))));
+    }
+
+    /// Hands a grant to the first who waits. Gives it back if nobody does.
+    pub(crate) fn deliver(self: &Arc<Self>, hold: Arc<Hold>) -> Result<(), Arc<Hold>> {
+        let name = &hold.claim.name;
+        let mut delivery = Delivery { hold: Some(Arc::clone(&hold)), shared: Arc::clone(self) };
+        loop {
+            let mut names = locked(&self.queues.names);
+            let entry = names.entries.get_mut(name);
+            let Some((entry, first)) = entry.and_then(|entry| entry.pop().map(|first| (entry, first))) else {
+                delivery.hold = None;
+                return Err(hold);
+            };
+            entry.stage = Stage::Held(Arc::clone(&hold));
+            drop(names);
+            if let Err(Ok(Some(bounced))) = first.reply.send(Ok(Some(delivery))) {
+                delivery = bounced
+            } else {
+                self.tell_tries(name);
+                return Ok(());
+            }
+            // The waiter went away; take the hold back before anybody else is asked. A close in between has it.
+            let mut names = locked(&self.queues.names);
+            match names.entries.get_mut(name) {
+                Some(entry) if matches!(&entry.stage, Stage::Held(out) if out.claim.id == hold.claim.id) => {
+                    entry.stage = Stage::Idle;
+                }
+                _ => {
+                    delivery.hold = None;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Tells tries that were queued behind a grant that it is taken, unless it is free again by now.
+    fn tell_tries(&self, name: &LockName) {
+        let mut names = locked(&self.queues.names);
+        let Some(entry) = names.entries.get_mut(name) else { return };
+        if matches!(entry.stage, Stage::Held(_)) {
+            let tries = entry.take_tries(u64::MAX);
+            drop(names);
+            answer_all(tries, |_| Ok(None));
+        }
+    }
+
+    /// Cleans up after a driver that did not end by itself: its runtime is gone, or a backend panicked.
+    pub(crate) fn driver_died(self: &Arc<Self>, name: &LockName, panicked: bool) {
+        let now = self.now();
+        let mut names = locked(&self.queues.names);
+        let entry = names.entries.remove(name);
+        drop(names);
+        if panicked {
+            // What became of the request nobody can tell, so the session ends, and with it whatever it left.
+            self.end_current_session();
+        }
+        answer_all(entry.map(|mut entry| entry.take(|_| true)).unwrap_or_default(), |waiter| {
+            let (name, waited) = (name.clone(), now.since(waiter.since));
+            if panicked {
+                let source =
+                    BackendError::unavailable("the backend panicked, which is a bug: please report it");
+                Err(AcquireError::Unavailable { name, waited, source })
+            } else {
+                Err(AcquireError::NoRuntime { name })
+            }
+        });
+        self.queues.drained.notify_waiters();
+    }
+}
