@@ -241,7 +241,7 @@ impl Shared {
         let taken = match &entry.stage {
             Stage::Contended => true,
             Stage::Held(hold) => {
-                if let Ok(_) = hold.check(now) {
+                if hold.check(now).is_ok() {
                     true
                 } else {
                     // Nobody has noticed yet: the lock is free for those who wait here.
@@ -557,7 +557,7 @@ impl Shared {
             entry.stage = Stage::Held(Arc::clone(&hold));
             drop(names);
             if let Err(Ok(Some(bounced))) = first.reply.send(Ok(Some(delivery))) {
-                delivery = bounced
+                delivery = bounced;
             } else {
                 self.tell_tries(name);
                 return Ok(());
