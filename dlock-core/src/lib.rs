@@ -1,4 +1,4 @@
-//! Core of dlock.
+#![doc = include_str!("../README.md")]
 
 mod backend;
 mod clock;

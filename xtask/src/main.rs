@@ -1,0 +1,143 @@
+//! The project's own commands. `cargo xtask test` verifies everything and changes nothing; `cargo xtask fix` mends what
+//! a tool can mend.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND
+
+  test     verify everything, rewrite nothing: format, lints, documentation, every feature by itself, all tests
+  fix      apply the formatter and what clippy can mend
+  help     show this text
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["test"] => test(),
+        ["fix"] => fix(),
+        ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprint!("{HELP}");
+            ExitCode::from(64)
+        }
+    }
+}
+
+/// The features of the facade, each of which must build by itself and together.
+const FEATURES: [&str; 3] = ["", "sqlite", "full"];
+
+fn test() -> ExitCode {
+    let mut report = Report::default();
+    report.step("format", cargo(["fmt", "--all", "--check"]));
+    let lints =
+        cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "--deny", "warnings"]);
+    report.step("lints", lints);
+    let mut documentation = cargo(["doc", "--workspace", "--no-deps", "--all-features", "--quiet"]);
+    documentation.env("RUSTDOCFLAGS", "--deny warnings");
+    report.step("documentation", documentation);
+    for feature in FEATURES {
+        let mut build = cargo(["check", "--package", "dlock-rs", "--no-default-features", "--quiet"]);
+        build.args(["--features", feature]);
+        report.step(&format!("builds with features [{feature}]"), build);
+    }
+    // `--no-fail-fast`: every failure is shown, not only those of the first program.
+    report.tests("tests", cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]));
+    report.finish()
+}
+
+fn fix() -> ExitCode {
+    let mut report = Report::default();
+    report.step(
+        "clippy --fix",
+        cargo(["clippy", "--fix", "--allow-dirty", "--allow-staged", "--workspace", "--all-targets", "--all-features"]),
+    );
+    report.step("fmt", cargo(["fmt", "--all"]));
+    report.finish()
+}
+
+fn cargo<const N: usize>(arguments: [&str; N]) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    command.args(arguments);
+    command
+}
+
+/// What passed and what failed.
+#[derive(Default)]
+struct Report {
+    failed_steps: Vec<String>,
+    steps: u32,
+    passed: u64,
+    failed: u64,
+}
+
+impl Report {
+    /// Runs one step, showing what it prints.
+    fn step(&mut self, name: &str, mut command: Command) {
+        println!("== {name}");
+        let succeeded = command.status().is_ok_and(|status| status.success());
+        self.book(name, succeeded);
+    }
+
+    /// Runs test programs, showing what they print and adding up their results.
+    fn tests(&mut self, name: &str, mut command: Command) {
+        println!("== {name}");
+        let Ok(mut child) = command.stdout(Stdio::piped()).spawn() else { return self.book(name, false) };
+        let output = child.stdout.take().expect("the output is piped");
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if let Some((passed, failed)) = counts(&line) {
+                self.passed += passed;
+                self.failed += failed;
+            }
+            println!("{line}");
+        }
+        let succeeded = child.wait().is_ok_and(|status| status.success());
+        self.book(name, succeeded);
+    }
+
+    fn book(&mut self, name: &str, succeeded: bool) {
+        self.steps += 1;
+        if !succeeded {
+            self.failed_steps.push(name.to_owned());
+        }
+    }
+
+    fn finish(self) -> ExitCode {
+        println!();
+        if self.failed_steps.is_empty() {
+            println!("all {} steps passed", self.steps);
+        } else {
+            println!("{} of {} steps failed: {}", self.failed_steps.len(), self.steps, self.failed_steps.join(", "));
+        }
+        if self.passed + self.failed > 0 {
+            println!("{} passed, {} failed", self.passed, self.failed);
+        }
+        if self.failed_steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Reads `test result: ok. 8 passed; 0 failed; ...`.
+fn counts(line: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |what: &str| {
+        let before = rest.split(what).next()?;
+        before.trim_end().rsplit(' ').next()?.parse().ok()
+    };
+    Some((number("passed")?, number("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn reads_the_summary_of_a_test_program() {
+        let line = "test result: FAILED. 7 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.09s";
+        assert_eq!(counts(line), Some((7, 1)));
+        assert_eq!(counts("test a ... ok"), None);
+    }
+}
