@@ -19,6 +19,8 @@ use crate::token::FencingToken;
 pub(crate) struct Incarnation {
     pub(crate) session: Arc<dyn Session>,
     pub(crate) ttl: Duration,
+    /// The time from which the first renewal is counted.
+    pub(crate) since: Timestamp,
     /// The deadline shared by all claims, where the session carries the lease.
     pub(crate) lease: Option<Arc<DeadlineCell>>,
     /// The granted claims: those that settle, those in the hands of users, and those on their way.
@@ -43,8 +45,9 @@ pub(crate) struct Hold {
 }
 
 impl Incarnation {
-    pub(crate) fn new(opened: Opened) -> Self {
+    pub(crate) fn new(opened: Opened, now: Timestamp) -> Self {
         Self {
+            since: opened.lease.map_or(now, |lease| lease.since),
             lease: opened.lease.map(|lease| Arc::new(DeadlineCell::new(lease.deadline()))),
             session: opened.session,
             ttl: opened.ttl,

@@ -79,8 +79,8 @@ impl Shared {
             .unwrap_or_else(|_| {
                 Err(BackendError::unknown(format!("no session could be opened within {limit:?}: no answer")))
             })?;
-        let incarnation = Arc::new(Incarnation::new(opened));
         let now = self.now();
+        let incarnation = Arc::new(Incarnation::new(opened, now));
         if incarnation.lease.as_ref().is_some_and(|lease| lease.check(now).is_err()) {
             self.end_session(&incarnation, LossReason::Expired);
             let ttl = incarnation.ttl;
@@ -199,7 +199,7 @@ struct Renewing {
 async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
     let _end = EndOnPanic(Arc::clone(&shared), Arc::clone(&incarnation));
     let interval = renewal_interval(incarnation.ttl);
-    let mut next = shared.now().plus(interval);
+    let mut next = incarnation.since.plus(interval);
     let mut renewing: Option<Renewing> = None;
     let mut failures = 0_u32;
     loop {

@@ -180,3 +180,67 @@ impl DeadlineCell {
         self.0.compare_exchange(NEVER, deadline, Ordering::SeqCst, Ordering::SeqCst).ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    }
+
+    fn cell() -> DeadlineCell {
+        DeadlineCell::new(Lease::new(at(0), TTL).deadline())
+    }
+
+    #[test]
+    fn the_deadline_is_counted_from_before_the_request_and_less_a_margin() {
+        assert_eq!(Lease::new(at(0), TTL).deadline(), at(10_000 - 102));
+        assert_eq!(
+            Lease::new(at(0), Duration::from_millis(1)).deadline(),
+            at(0),
+            "a lease below the margin is none"
+        );
+    }
+
+    #[test]
+    fn whoever_finds_the_deadline_past_makes_the_loss_final() {
+        let cell = cell();
+        let seen = cell.before_renewal(at(3_000)).expect("still held");
+        assert_eq!(cell.check(at(9_897)), Ok(at(9_898)));
+        assert_eq!(cell.check(at(9_898)), Err(LossReason::Expired));
+        let late = cell.renew(seen, Lease::new(at(3_000), TTL), at(9_000));
+        assert_eq!(late, Err(LossReason::Expired), "a late answer revives nothing");
+        assert_eq!(cell.check(at(0)), Err(LossReason::Expired));
+    }
+
+    #[test]
+    fn a_renewal_counts_only_if_its_answer_came_before_the_old_deadline() {
+        let in_time = cell();
+        let seen = in_time.before_renewal(at(3_000)).expect("still held");
+        assert_eq!(in_time.renew(seen, Lease::new(at(3_000), TTL), at(3_100)), Ok(at(12_898)));
+        let late = cell();
+        let seen = late.before_renewal(at(9_000)).expect("still held");
+        let answered = late.renew(seen, Lease::new(at(9_000), TTL), at(9_900));
+        assert_eq!(answered, Err(LossReason::Expired), "nobody looked, but the old deadline is past");
+    }
+
+    #[test]
+    fn a_smaller_lease_moves_the_deadline_back() {
+        let cell = cell();
+        let seen = cell.before_renewal(at(1_000)).expect("still held");
+        let shorter = Lease::new(at(1_000), Duration::from_secs(2));
+        assert_eq!(cell.renew(seen, shorter, at(1_001)), Ok(at(3_000 - 22)));
+    }
+
+    #[test]
+    fn the_first_reason_stays() {
+        let cell = DeadlineCell::never();
+        assert!(cell.lose(LossReason::Removed));
+        assert!(!cell.lose(LossReason::Closed));
+        cell.set_first(at(5));
+        assert_eq!(cell.check(at(0)), Err(LossReason::Removed));
+    }
+}

@@ -34,8 +34,16 @@ const FEATURES: [&str; 3] = ["", "sqlite", "full"];
 fn test() -> ExitCode {
     let mut report = Report::default();
     report.step("format", cargo(["fmt", "--all", "--check"]));
-    let lints =
-        cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "--deny", "warnings"]);
+    let lints = cargo([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--quiet",
+        "--",
+        "--deny",
+        "warnings",
+    ]);
     report.step("lints", lints);
     let mut documentation = cargo(["doc", "--workspace", "--no-deps", "--all-features", "--quiet"]);
     documentation.env("RUSTDOCFLAGS", "--deny warnings");
@@ -54,7 +62,15 @@ fn fix() -> ExitCode {
     let mut report = Report::default();
     report.step(
         "clippy --fix",
-        cargo(["clippy", "--fix", "--allow-dirty", "--allow-staged", "--workspace", "--all-targets", "--all-features"]),
+        cargo([
+            "clippy",
+            "--fix",
+            "--allow-dirty",
+            "--allow-staged",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+        ]),
     );
     report.step("fmt", cargo(["fmt", "--all"]));
     report.finish()
@@ -111,7 +127,12 @@ impl Report {
         if self.failed_steps.is_empty() {
             println!("all {} steps passed", self.steps);
         } else {
-            println!("{} of {} steps failed: {}", self.failed_steps.len(), self.steps, self.failed_steps.join(", "));
+            println!(
+                "{} of {} steps failed: {}",
+                self.failed_steps.len(),
+                self.steps,
+                self.failed_steps.join(", ")
+            );
         }
         if self.passed + self.failed > 0 {
             println!("{} passed, {} failed", self.passed, self.failed);
