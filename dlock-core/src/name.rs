@@ -122,6 +122,12 @@ impl fmt::Debug for LockName {
     }
 }
 
+impl AsRef<str> for LockName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for LockName {
     type Err = NameError;
 
