@@ -12,6 +12,7 @@ mod keeper;
 mod lease;
 mod lock;
 mod manager;
+pub mod memory;
 mod metrics;
 mod name;
 mod queue;
