@@ -302,9 +302,10 @@ impl Shared {
 
     /// Releases a guard: it dies here, and the store is told by the driver. False if it was lost before.
     ///
-    /// The reply is sent when the store has confirmed; a caller that waits for it has the request started at once.
+    /// The reply is sent when the store has confirmed.
     pub(crate) fn release(self: &Arc<Self>, hold: &Arc<Hold>, reply: Option<ReleaseReply>) -> bool {
-        let inline = reply.is_some();
+        // A backend that panics must not meet a guard that is dropped by a panic.
+        let inline = !std::thread::panicking();
         let mut was_held = false;
         // Dead before it leaves the stage, under one lock: nobody can take the release for a loss.
         let start = self.leave_stage(hold, |hold| {
