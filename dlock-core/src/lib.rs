@@ -4,6 +4,7 @@ mod backend;
 mod clock;
 mod driver;
 mod error;
+pub mod faults;
 mod guarantees;
 mod guard;
 mod hold;
