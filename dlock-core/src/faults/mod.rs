@@ -2,11 +2,52 @@
 //!
 //! [`inject`] puts itself between a lock manager and any backend; the [`Faults`] it gives say what happens to the
 //! requests that pass. It makes no choices of its own, so a test replays exactly, and it sleeps by tokio's clock, so a
-//! test runs in no time with `#[tokio::test(start_paused = true)]`.
+//! test runs in no time with `#[tokio::test(start_paused = true)]`, given that its managers read a
+//! [`TestClock`](crate::TestClock).
 //!
 //! What is not on the way, but at the store or in the process, is elsewhere: sessions that end, claims that are removed
 //! and disks that are wiped are methods of [`MemoryStore`](crate::memory::MemoryStore); a process that was frozen is
 //! [`TestClock::jump`](crate::TestClock::jump).
+//!
+//! # What does your code do when the store is slow?
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::{sync::Arc, time::Duration};
+//! use dlock_core::{LockManager, TestClock, faults::{self, Op}, memory::{MemoryBackend, MemoryStore}};
+//!
+//! let (backend, faults) = faults::inject(MemoryBackend::new(&MemoryStore::new()));
+//! let clock = Arc::new(TestClock::new()); // follows the paused clock of the test
+//! let locks = LockManager::builder(backend).clock(clock).build()?;
+//! let lock = locks.lock("orders/42")?;
+//!
+//! faults.delay(Op::Claim, Duration::from_secs(2));
+//! let error = lock.acquire_timeout(Duration::from_secs(1)).await.unwrap_err(); // your code
+//! assert!(error.is_transient());
+//!
+//! faults.heal();
+//! assert!(lock.acquire().await?.is_held()); // the late request left nothing in the way
+//! # Ok(()) }
+//! ```
+//!
+//! # And when the network is cut under a lock that is held?
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use dlock_core::{LockManager, LossReason, TestClock, faults, memory::{MemoryBackend, MemoryStore}};
+//!
+//! let (backend, faults) = faults::inject(MemoryBackend::new(&MemoryStore::new()));
+//! let locks = LockManager::builder(backend).clock(Arc::new(TestClock::new())).build()?;
+//! let guard = locks.lock("orders/42")?.acquire().await?;
+//!
+//! faults.black_hole();
+//! let worker = std::future::pending::<()>(); // your code
+//! assert_eq!(guard.run_until_lost(worker).await, Err(LossReason::Expired));
+//! # Ok(()) }
+//! ```
 
 mod script;
 #[cfg(test)]
