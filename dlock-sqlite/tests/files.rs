@@ -1,5 +1,6 @@
 //! Files that are missing, foreign, damaged, not writable or full: each is told in words that say what to do.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod common;
