@@ -19,8 +19,11 @@ pub struct Guarantees {
     pub fairness: Fairness,
     /// The smallest TTL that makes sense.
     pub min_ttl: Duration,
-    /// A crashed holder is replaced within its TTL plus this (P4).
-    pub takeover_after_ttl: Duration,
+    /// A crashed or frozen holder is replaced within so many TTLs, plus
+    /// [`takeover_extra`](Self::takeover_extra) (P4).
+    pub takeover_ttls: u32,
+    /// The constant of the takeover bound.
+    pub takeover_extra: Duration,
     /// What else one should know, one sentence each.
     pub notes: Vec<String>,
 }
@@ -34,7 +37,8 @@ impl Guarantees {
             tokens: Basis::Holds,
             fairness: Fairness::Process,
             min_ttl: Duration::from_millis(50),
-            takeover_after_ttl: Duration::ZERO,
+            takeover_ttls: 1,
+            takeover_extra: Duration::ZERO,
             notes: Vec::new(),
         }
     }
@@ -67,11 +71,17 @@ impl Guarantees {
         self
     }
 
-    /// Sets the constant of the takeover bound.
+    /// Sets the takeover bound: so many TTLs, plus a constant.
     #[must_use]
-    pub fn takeover_after_ttl(mut self, constant: Duration) -> Self {
-        self.takeover_after_ttl = constant;
+    pub fn takeover(mut self, ttls: u32, extra: Duration) -> Self {
+        self.takeover_ttls = ttls;
+        self.takeover_extra = extra;
         self
+    }
+
+    /// The longest until a holder that crashed or froze with a lease of `ttl` is replaced, while the store is up.
+    pub fn takeover_bound(&self, ttl: Duration) -> Duration {
+        ttl.saturating_mul(self.takeover_ttls).saturating_add(self.takeover_extra)
     }
 
     /// Adds a sentence.

@@ -236,6 +236,11 @@ impl LockManagerBuilder {
                 "a request_timeout of {request_timeout:?} is too short: set at least 1 ms"
             ));
         }
+        if self.max_hold.is_some_and(|longest| longest.is_zero()) {
+            return error(
+                "a max_hold of zero would lose every lock at once: leave it out, or set a time".to_owned(),
+            );
+        }
         let owner = self.owner.unwrap_or_else(default_owner);
         if owner.is_empty() || owner.len() > LONGEST_OWNER || owner.chars().any(char::is_control) {
             return error(format!("an owner has 1 to {LONGEST_OWNER} bytes and no control characters"));

@@ -62,6 +62,12 @@ impl BackendUrl {
             ));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if query.contains('@') && !rest.contains('@') {
+            // A password with a question mark in it would be read, and shown, as parameters.
+            return Err(UrlError::new(
+                "an @ behind a question mark: write a ? of a password as %3F, and an @ of a parameter as %40",
+            ));
+        }
         let mut parameters = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| {
@@ -179,4 +185,42 @@ fn decode(text: &str, what: &str) -> Result<String, UrlError> {
         .decode_utf8()
         .map(std::borrow::Cow::into_owned)
         .map_err(|_| UrlError::new(format!("{what} is not percent-encoded UTF-8")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_of_a_password_is_repeated() {
+        for url in [
+            "redis://me:se?cret@h",
+            "redis://me:se?cre=t@h",
+            "me@h:secret",
+            "://me:secret@h",
+            "redis://me:s@h?cret",
+        ] {
+            let error = BackendUrl::parse(url).unwrap_err().to_string();
+            assert!(!error.contains("cret") && !error.contains("secret"), "{url}: {error}");
+        }
+        let url = BackendUrl::parse("redis://me:secret@h/0?ttl=1s").unwrap();
+        assert!(!format!("{url:?}").contains("secret"));
+    }
+
+    #[test]
+    fn what_is_left_is_named_and_so_is_what_is_known() {
+        let mut url = BackendUrl::parse("sqlite:/a%20b?ttll=1s&prefix=x").unwrap();
+        assert_eq!(url.decoded_rest().unwrap(), "/a b");
+        assert_eq!(url.take("prefix").as_deref(), Some("x"));
+        assert_eq!(url.take_duration("ttl"), Ok(None));
+        let error = url.finish().unwrap_err().to_string();
+        assert_eq!(error, r#"unknown parameter "ttll" for sqlite: known are prefix, ttl"#);
+    }
+
+    #[test]
+    fn parameters_come_once_and_with_a_unit() {
+        assert!(BackendUrl::parse("memory:?ttl=1s&ttl=2s").unwrap_err().to_string().contains("twice"));
+        let mut url = BackendUrl::parse("memory:?ttl=10").unwrap();
+        assert!(url.take_duration("ttl").unwrap_err().to_string().contains("10s"));
+    }
 }

@@ -143,7 +143,7 @@ impl Backend for SqliteBackend {
         Guarantees::new("sqlite")
             .fairness(Fairness::Process)
             .min_ttl(Duration::from_millis(100))
-            .takeover_after_ttl(POLL * 5)
+            .takeover(1, POLL * 5)
             .note("the processes of one machine, on a local file system; no network file systems")
             .note("a process that is frozen in the middle of a write keeps every other one waiting until it goes on")
             .note("the lock of a holder from before a reboot, or in another time namespace, is taken once it was seen \

@@ -91,15 +91,15 @@ impl Backend for MemoryBackend {
             .tokens(stays())
             .fairness(if profile.waiting == Waiting::Fifo { Fairness::Global } else { Fairness::Process })
             .min_ttl(Duration::from_millis(10))
-            .takeover_after_ttl(poll);
+            .takeover(1, poll);
         match profile.expiry {
             Expiry::Proven => guarantees,
-            Expiry::Settled => {
-                guarantees.note("after a crash the next holder waits for the earlier one's lease")
-            }
-            Expiry::Observed => {
-                guarantees.note("after a crash a lock is taken by who has seen it unchanged for a lease")
-            }
+            Expiry::Settled => guarantees
+                .takeover(2, poll)
+                .note("after a crash the next holder waits for the earlier one's lease"),
+            Expiry::Observed => guarantees
+                .takeover(1, poll * 2)
+                .note("after a crash a lock is taken by who has seen it unchanged for a lease"),
         }
     }
 
