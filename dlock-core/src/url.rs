@@ -70,8 +70,9 @@ impl BackendUrl {
         }
         let mut parameters = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            // A pair without a value is not repeated: it may be the rest of a password.
             let (key, value) = pair.split_once('=').ok_or_else(|| {
-                UrlError::new(format!("parameter {pair:?} has no value: write {pair}=VALUE"))
+                UrlError::new("a parameter has no value: write NAME=VALUE after the question mark")
             })?;
             let key = decode(key, "the name of a parameter")?;
             let value = decode(value, &format!("the value of parameter {key:?}"))?;
