@@ -217,7 +217,7 @@ impl Driver {
             };
             self.pause(incarnation, false).await;
             if incarnation.lease.is_none() && self.shared.now() >= expires {
-                self.shared.answered(&self.name);
+                // The store has not answered: its failure goes on unbroken.
                 return Asked::Absent;
             }
         }
@@ -445,7 +445,6 @@ impl Driver {
                     self.pause(incarnation, false).await;
                     let gone = given_up_at.plus(afterlife(incarnation.ttl) * 2);
                     if incarnation.lease.is_none() && self.shared.now() >= gone {
-                        self.shared.answered(&self.name);
                         return answer(Err(error));
                     }
                 }
