@@ -182,13 +182,13 @@ impl Driver {
         &mut self,
         incarnation: &Arc<Incarnation>,
         claim: &ClaimRef,
-        mut error: BackendError,
+        error: BackendError,
     ) -> Asked {
         count(&self.shared.counters.unknown);
         // Under claim leases an id that nobody renews is over by itself, so there is an end to the asking.
         let expires = self.shared.now().plus(afterlife(incarnation.ttl) * 2);
+        self.shared.failed(&self.name, &error, true);
         loop {
-            self.shared.failed(&self.name, &error, true);
             let limit = self.shared.options.request_timeout;
             let answer = tokio::select! {
                 biased;
@@ -198,7 +198,7 @@ impl Driver {
             if incarnation.is_over() {
                 return Asked::Over;
             }
-            error = match answer {
+            let error = match answer {
                 Ok(Ok(resolution)) => {
                     self.failures = 0;
                     self.shared.answered(&self.name);
@@ -215,6 +215,8 @@ impl Driver {
                 Ok(Err(error)) => error,
                 Err(_) => no_answer(limit),
             };
+            // Before the pause: who comes during it is not turned away for a failure older than himself.
+            self.shared.failed(&self.name, &error, true);
             self.pause(incarnation, false).await;
             if incarnation.lease.is_none() && self.shared.now() >= expires {
                 // The store has not answered: its failure goes on unbroken.
