@@ -227,6 +227,8 @@ impl Driver {
 
     /// Waits in the store's queue until it is worth looking again.
     async fn wait_turn(&mut self, incarnation: &Incarnation, claim: &ClaimRef, cookie: &Cookie) -> Woken {
+        // A watch may die without a word, and a claim that is first in line and does not know it blocks everybody.
+        let safety = self.shared.now().plus(self.shared.jittered(incarnation.ttl * 2));
         let mut wait = std::pin::pin!(incarnation.session.wait(claim, cookie));
         loop {
             if incarnation.is_over() {
@@ -247,6 +249,7 @@ impl Driver {
                     }
                     return Woken::Ask;
                 }
+                () = sleep_until(&*self.shared.clock, safety) => return Woken::Ask,
             }
         }
     }
