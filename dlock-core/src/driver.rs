@@ -27,18 +27,22 @@ use crate::shared::Shared;
 use crate::watchlist::Met;
 
 /// Drives one name until a guard is out or nothing is left to do.
-pub(crate) async fn drive(shared: Arc<Shared>, name: LockName) {
+///
+/// The driver exists before the first poll, so a task that a dead runtime drops unpolled turns its waiters away too.
+pub(crate) fn drive(shared: Arc<Shared>, name: LockName) -> impl Future<Output = ()> + Send + 'static {
     let poke = shared.poke_of(&name);
     let mut driver = Driver { shared, name, poke, failures: 0, finished: false };
-    loop {
-        match driver.shared.next_step(&driver.name) {
-            Step::Stop => break,
-            Step::Claim => driver.claim().await,
-            Step::Deliver(hold) => driver.deliver(hold).await,
-            Step::GiveUp(hold, reply) => driver.give_up(hold, reply).await,
+    async move {
+        loop {
+            match driver.shared.next_step(&driver.name) {
+                Step::Stop => break,
+                Step::Claim => driver.claim().await,
+                Step::Deliver(hold) => driver.deliver(hold).await,
+                Step::GiveUp(hold, reply) => driver.give_up(hold, reply).await,
+            }
         }
+        driver.finished = true;
     }
-    driver.finished = true;
 }
 
 struct Driver {

@@ -115,6 +115,10 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// Cancel safe.
+    ///
+    /// # Panics
+    ///
+    /// If the guard is still held and this is polled outside a tokio runtime, whose timers it needs.
     pub async fn lost(&self) -> LossReason {
         loop {
             let mut changed = pin!(self.hold.changed());
@@ -139,6 +143,10 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// As cancel safe as `work`: dropping this future drops it.
+    ///
+    /// # Panics
+    ///
+    /// If the guard is still held and this is polled outside a tokio runtime, whose timers it needs.
     ///
     /// # Errors
     ///

@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backend::Patience;
@@ -228,7 +229,8 @@ impl Shared {
         name: &LockName,
         patience: Patience,
     ) -> Result<Option<Place>, AcquireError> {
-        if self.runtime().is_none() {
+        // Its timers are needed here, and a runtime that the manager was first used in.
+        if Handle::try_current().is_err() || self.runtime().is_none() {
             return Err(AcquireError::NoRuntime { name: name.clone() });
         }
         let now = self.now();
