@@ -31,18 +31,7 @@ use crate::watchlist::Met;
 /// The driver exists before the first poll, so a task that a dead runtime drops unpolled turns its waiters away too.
 pub(crate) fn drive(shared: Arc<Shared>, name: LockName) -> impl Future<Output = ()> + Send + 'static {
     let poke = shared.poke_of(&name);
-    let mut driver = Driver { shared, name, poke, failures: 0, finished: false };
-    async move {
-        loop {
-            match driver.shared.next_step(&driver.name) {
-                Step::Stop => break,
-                Step::Claim => driver.claim().await,
-                Step::Deliver(hold) => driver.deliver(hold).await,
-                Step::GiveUp(hold, reply) => driver.give_up(hold, reply).await,
-            }
-        }
-        driver.finished = true;
-    }
+    Driver { shared, name, poke, failures: 0, finished: false }.run()
 }
 
 struct Driver {
@@ -88,6 +77,18 @@ enum Woken {
 }
 
 impl Driver {
+    async fn run(mut self) {
+        loop {
+            match self.shared.next_step(&self.name) {
+                Step::Stop => break,
+                Step::Claim => self.claim().await,
+                Step::Deliver(hold) => self.deliver(hold).await,
+                Step::GiveUp(hold, reply) => self.give_up(hold, reply).await,
+            }
+        }
+        self.finished = true;
+    }
+
     /// One attempt to get the lock for those who wait.
     async fn claim(&mut self) {
         let incarnation = match self.shared.incarnation().await {
