@@ -123,6 +123,8 @@ pub trait Session: Send + Sync + fmt::Debug + 'static {
     /// - it acts only on this claim, never on a successor's of the same name \[`release_spares_the_successor`\];
     /// - [`ReleaseRequest::unpaid`] is left to the next holder in the same request, unless it is zero
     ///   \[`cancelled_settle_leaves_the_rest`\];
+    /// - a claim that waited and became first in line, which core was not told when it gave it up, leaves all it has
+    ///   inherited, whatever `unpaid` says;
     /// - [`Released::Done`] means that the claim was there and is gone \[`release_says_what_happened`\].
     async fn release(&self, request: ReleaseRequest) -> Result<Released, BackendError>;
 

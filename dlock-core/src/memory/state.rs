@@ -109,6 +109,8 @@ struct Claim {
     since: Timestamp,
     expires: Timestamp,
     renewals: u64,
+    /// Its owner was answered that it holds. First in line without having been told so, it owes what it inherited.
+    told: bool,
     /// Somebody asked what became of it: a request of its own may still be on the way.
     doubtful: bool,
     /// Wakes the waiter.
@@ -194,6 +196,7 @@ impl State {
             since,
             expires: now.plus(ttl),
             renewals: 0,
+            told: false,
             doubtful: false,
             woken: None,
         };
@@ -201,6 +204,7 @@ impl State {
         if let Some(row) = self.names.get(key) {
             if let Some(held) = &row.holder {
                 if held.id == claim.id {
+                    let held = self.held(key, claim.id).expect("it was there a moment ago");
                     return Ok(ClaimReply::Granted(grant(&profile, held)));
                 }
                 if row.queue.iter().any(|waiting| waiting.id == claim.id) {
@@ -233,7 +237,7 @@ impl State {
         }
         self.token = next_token;
         claim.token = next_token;
-        let granted = grant(&profile, &claim);
+        let granted = grant(&profile, &mut claim);
         if profile.leases == LeaseScope::Claim && profile.expiry != Expiry::Observed {
             self.next_due = self.next_due.min(claim.expires);
         }
@@ -519,9 +523,10 @@ impl State {
     fn give_up(&mut self, session: u64, key: &str, id: ClaimId, unpaid: Duration) -> Released {
         let removed = self.names.get_mut(key).and_then(|row| {
             if row.holder.as_ref().is_some_and(|held| held.id == id) {
-                let held = row.holder.take();
-                row.debt = held.as_ref().and_then(|held| OldDebt::new(held.token, unpaid, self.now));
-                return held;
+                let held = row.holder.take()?;
+                let unpaid = if held.told { unpaid } else { held.inherited };
+                row.debt = OldDebt::new(held.token, unpaid, self.now);
+                return Some(held);
             }
             let at = row.queue.iter().position(|waiting| waiting.id == id)?;
             row.queue.remove(at)
@@ -560,7 +565,8 @@ impl State {
             && self.profile.expiry == Expiry::Settled
         {
             // A debt never shrinks by accident: the dead holder may not have settled what it inherited.
-            row.debt = OldDebt::new(held.token, held.inherited.max(held.ttl), self.now);
+            let own = if held.told { held.ttl } else { Duration::ZERO };
+            row.debt = OldDebt::new(held.token, held.inherited.max(own), self.now);
         }
         self.promote(key);
     }
@@ -655,7 +661,8 @@ impl OldDebt {
     }
 }
 
-fn grant(profile: &Profile, held: &Claim) -> Grant {
+fn grant(profile: &Profile, held: &mut Claim) -> Grant {
+    held.told = true;
     let grant = Grant::new(FencingToken::new(held.token)).owed(held.inherited);
     match profile.leases {
         LeaseScope::Session => grant,

@@ -310,6 +310,18 @@ async fn a_queue_inherits_a_debt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn first_in_line_unawares_and_withdrawn_leaves_the_debt() {
+    let store = MemoryStore::builder().expiry(Expiry::Settled).build();
+    let (a, b) = (open(&store, "a").await, open(&store, "b").await);
+    hold(&a).await;
+    let (claim, reply) = ask(&b, Patience::Queue).await;
+    waiting(reply);
+    store.expire_session("a");
+    assert_eq!(release(&b, &claim).await, Released::Done);
+    assert_eq!(store.residue(), ["orders/42: a debt of 10s left by token 2"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_expires_by_itself_nowhere_is_taken_by_comparison() {
     for leases in [LeaseScope::Claim, LeaseScope::Session] {
         let store = MemoryStore::builder().leases(leases).expiry(Expiry::Observed).build();
