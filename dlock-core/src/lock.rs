@@ -155,10 +155,7 @@ impl Lock {
             Some(limit) => tokio::select! {
                 biased;
                 answer = &mut place.answer => answer.ok(),
-                () = sleep_until(&*shared.clock, place.since.plus(limit)) => match place.leave() {
-                    Some(answer) => Some(answer),
-                    None => return Err(place.out_of_time()),
-                },
+                () = sleep_until(&*shared.clock, place.since.plus(limit)) => Some(place.out_of_time()),
             },
         };
         self.accept(answer)

@@ -123,24 +123,22 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Leaves the queue. The answer, if it came in this very moment.
-    pub(crate) fn leave(&mut self) -> Option<Answer> {
-        self.shared.leave(&self.name, self.id);
-        self.answer.close();
-        self.answer.try_recv().ok()
-    }
-
-    /// Why a caller whose time is over got nothing.
-    pub(crate) fn out_of_time(&self) -> AcquireError {
+    /// Leaves the queue since the caller's time is over: the answer if it came in this very moment, else why there is
+    /// none.
+    pub(crate) fn out_of_time(&mut self) -> Answer {
         let waited = self.shared.now().since(self.since);
-        self.shared.out_of_time(&self.name, waited)
+        let why = self.shared.leave(&self.name, self.id, |entry| out_of_time(entry, &self.name, waited));
+        self.answer.close();
+        self.answer.try_recv().unwrap_or(Err(why))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.shared.leave(&self.name, self.id, |_| ());
+        self.answer.close();
         // A delivery that arrived goes back to the queue when it is dropped here.
-        drop(self.leave());
+        drop(self.answer.try_recv());
     }
 }
 
@@ -207,9 +205,37 @@ impl Entry {
     }
 }
 
+impl Trouble {
+    /// The error for somebody who has waited for so long.
+    fn told(&self, name: LockName, waited: Duration) -> AcquireError {
+        let source = self.error.clone();
+        if self.unresolved {
+            AcquireError::Unresolved { name, waited, source }
+        } else {
+            AcquireError::Unavailable { name, waited, source }
+        }
+    }
+}
+
 impl Waiter {
     fn is_try(&self) -> bool {
         self.patience == Patience::Try
+    }
+}
+
+/// Why somebody whose time is over got nothing.
+fn out_of_time(entry: Option<&Entry>, name: &LockName, waited: Duration) -> AcquireError {
+    let name = name.clone();
+    let Some(entry) = entry else { return AcquireError::Timeout { name, waited } };
+    match (entry.trouble.as_deref(), &entry.stage) {
+        (Some(trouble), _) => trouble.told(name, waited),
+        (None, Stage::Idle | Stage::Leaving(..)) => {
+            let source = BackendError::unavailable("the store has not answered yet");
+            AcquireError::Unavailable { name, waited, source }
+        }
+        (None, Stage::Contended | Stage::Held(_) | Stage::Returned(_)) => {
+            AcquireError::Timeout { name, waited }
+        }
     }
 }
 
@@ -270,36 +296,20 @@ impl Shared {
         Ok(Some(Place { answer, since: now, name: name.clone(), id, shared: Arc::clone(self) }))
     }
 
-    fn leave(&self, name: &LockName, id: u64) {
+    /// Takes a waiter out of the queue, and looks at the entry under the same lock: without the waiter its driver may
+    /// remove it at any moment.
+    fn leave<T>(&self, name: &LockName, id: u64, look: impl FnOnce(Option<&Entry>) -> T) -> T {
         let mut names = locked(&self.queues.names);
-        let Some(entry) = names.entries.get_mut(name) else { return };
-        let waiter = entry.remove(id);
-        if waiter.is_some() {
+        let entry = names.entries.get_mut(name);
+        let seen = look(entry.as_deref());
+        let waiter = entry.and_then(|entry| {
+            let waiter = entry.remove(id)?;
             entry.poke.notify_one();
-        }
+            Some(waiter)
+        });
         drop(names);
         drop(waiter);
-    }
-
-    fn out_of_time(&self, name: &LockName, waited: Duration) -> AcquireError {
-        let names = locked(&self.queues.names);
-        let name = name.clone();
-        let entry = names.entries.get(&name);
-        if let Some(trouble) = entry.and_then(|entry| entry.trouble.as_deref()).cloned() {
-            return if trouble.unresolved {
-                AcquireError::Unresolved { name, waited, source: trouble.error }
-            } else {
-                AcquireError::Unavailable { name, waited, source: trouble.error }
-            };
-        }
-        match entry.map(|entry| &entry.stage) {
-            Some(Stage::Idle | Stage::Leaving(..)) => AcquireError::Unavailable {
-                name,
-                waited,
-                source: BackendError::unavailable("the store has not answered yet"),
-            },
-            _ => AcquireError::Timeout { name, waited },
-        }
+        seen
     }
 
     /// Releases a guard: it dies here, and the store is told by the driver. False if it was lost before.
@@ -502,19 +512,13 @@ impl Shared {
         let Some(entry) = names.entries.get_mut(name) else { return };
         entry.stage = Stage::Idle;
         let since = entry.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        entry.trouble = Some(Box::new(Trouble { since, error: error.clone(), unresolved }));
+        let trouble = Trouble { since, error: error.clone(), unresolved };
+        entry.trouble = Some(Box::new(trouble.clone()));
         let given_up = entry.take(|waiter| {
             !waiter.is_try() && now.since(since.max(waiter.since)) >= self.options.give_up_after
         });
         drop(names);
-        answer_all(given_up, |waiter| {
-            let (name, waited, source) = (name.clone(), now.since(waiter.since), error.clone());
-            Err(if unresolved {
-                AcquireError::Unresolved { name, waited, source }
-            } else {
-                AcquireError::Unavailable { name, waited, source }
-            })
-        });
+        answer_all(given_up, |waiter| Err(trouble.told(name.clone(), now.since(waiter.since))));
     }
 
     /// Turns away all who wait now, since asking again would not help.
