@@ -116,9 +116,10 @@ impl fmt::Display for LockName {
     }
 }
 
+/// Quoted, as errors show it.
 impl fmt::Debug for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LockName({:?})", &*self.0)
+        fmt::Debug::fmt(&*self.0, f)
     }
 }
 
