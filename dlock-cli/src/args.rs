@@ -26,6 +26,7 @@ pub(crate) enum Verb {
     Run(Run),
     Locate(Locate),
     Init(Init),
+    Check(Check),
     /// Print the manual page
     #[command(hide = true)]
     Man,
@@ -56,8 +57,9 @@ pub(crate) struct Store {
 ///
 /// The lock is a lease, which dlock renews. When it cannot (the store is out of reach, somebody removed the lock, or
 /// --max-hold is over), the group gets TERM --grace before the lease ends, and KILL just before it ends, so that it is
-/// gone before the lock can pass to somebody else. If dlock is killed, even by kill -9, the group dies with it. If the
-/// whole machine was frozen past the lease, the group is killed the moment it wakes up.
+/// gone before the lock can pass to somebody else. If dlock is killed, even by kill -9, the group dies with it; while
+/// dlock is frozen, a small guard process keeps the time; and where the whole machine was frozen past the lease, the
+/// group is killed the moment it wakes up.
 ///
 /// INT, TERM, HUP, QUIT, USR1 and USR2 are passed on to the group. On a terminal the command may be interactive; it
 /// cannot be suspended (Ctrl-Z), since a suspended holder loses its lock.
@@ -126,14 +128,28 @@ pub(crate) struct Locate {
 
 /// Prepare a store for its first lock
 ///
-/// Opens the store, creates what it needs (an SQLite file, tables), and says what it guarantees. Running it again
-/// changes nothing. The other commands do the same when they first need it, so this is for those who want to see it
+/// Opens the store and creates what it needs (an SQLite file, tables). Running it again changes nothing. The other commands do the same when they first need it, so this is for those who want to see it
 /// work, or fail, at a moment of their choosing.
 #[derive(Debug, Args)]
 #[command(after_help = INIT_HELP)]
 pub(crate) struct Init {
     #[command(flatten)]
     pub(crate) store: Store,
+}
+
+/// Test a store and print what it guarantees
+///
+/// Runs the conformance cases that are safe on a server in use: each takes locks under throw-away names that start with
+/// dlock-check, and leaves nothing behind. Prints a table of the guarantees and the results. Takes some seconds.
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_HELP)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) store: Store,
+
+    /// Print the table as JSON on stdout instead
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 const STORES: &str = "\
@@ -159,11 +175,11 @@ Examples:
   A cron job that is left out while the one before still runs:
     0 3 * * *  dlock run --no-wait nightly-report -- /opt/report.sh
 
-  Services of several users that share a lock file:
+  Programs that share a lock file of their own:
     dlock run --url sqlite:/var/lib/shop/locks.db orders/42 -- ./ship 42
 
   Wait for half a minute at most, then do something else:
-    dlock run --wait 30s deploy -- make deploy || [ $? -ne 75 ] || echo busy, try later
+    dlock run --wait 30s deploy -- make deploy; [ $? -ne 75 ] || echo busy
 
   Shell syntax under the lock:
     dlock run counter -- sh -c 'n=$(cat n); echo $((n + 1)) > n'
@@ -189,3 +205,10 @@ Example:
   dlock init --url sqlite:/var/lib/shop/locks.db
 
 Exit codes: 0, 64 (the URL is wrong), 69 (the store could not be reached), 77 (it refused).";
+
+const CHECK_HELP: &str = "\
+Example:
+  dlock check --url sqlite:/var/lib/shop/locks.db
+
+Exit codes: 0 (all cases passed), 1 (a case failed), 64 (the URL is wrong), 69 (the store could not be reached),
+77 (it refused).";

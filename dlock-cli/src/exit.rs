@@ -9,6 +9,8 @@ use rustix::process::{Signal, kill_current_process_group};
 
 use crate::supervise::Interrupt;
 
+/// A case of `dlock check` failed.
+pub(crate) const CHECK_FAILED: u8 = 1;
 /// The command line, a URL, a name or a setting is wrong (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
 /// The store could not be reached (`EX_UNAVAILABLE`).
@@ -118,7 +120,7 @@ impl From<StoreError> for Failure {
 }
 
 /// An error and its causes, each after a colon.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -2,6 +2,7 @@
 
 mod alarm;
 mod args;
+mod check;
 mod exit;
 mod group;
 mod guard;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Run(args) => return run::run(args),
+        Verb::Check(args) => return check::check(&args),
         Verb::Locate(args) => locate::locate(&args)?,
         Verb::Init(args) => init::init(&args)?,
         Verb::Man => man::print()?,

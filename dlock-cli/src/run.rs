@@ -85,8 +85,11 @@ async fn run_here(args: args::Run, runtime: Handle) -> Result<Exit, Failure> {
 
     let acquired_at = SystemClock.now();
     let outcome = supervise(command(&args, &locks, &guard), &guard, limits, &mut signals).await;
-    let is_over =
-        args.max_hold.is_some_and(|longest| SystemClock.now().since(acquired_at) + limits.grace >= longest);
+    // The lock itself says so only once its end has come, and the command may have ended on TERM before that.
+    let is_over = args.max_hold.is_some_and(|longest| {
+        let held = SystemClock.now().since(acquired_at);
+        held + limits.grace + Duration::from_millis(100) >= longest
+    });
     let loss = guard.loss().or(is_over.then_some(LossReason::MaxHold));
     // Nothing of the command is left, so the lock may pass on.
     match guard.release().await {

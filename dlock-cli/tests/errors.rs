@@ -35,6 +35,7 @@ fn usage_errors_are_64() {
         (&["run", "--url", "memory:", "lock", "--", "true"], "excludes nobody"),
         (&["locate", ""], "at least one byte"),
         (&["init", "--url", "gopher://host"], "gopher"),
+        (&["check", "--url", "gopher://host"], "gopher"),
     ];
     for (arguments, message) in cases {
         let finished = sandbox.dlock_ends(arguments);
@@ -51,7 +52,9 @@ fn usage_errors_are_64() {
 #[test]
 fn help_and_version_are_no_errors() {
     let sandbox = Sandbox::new();
-    for arguments in [&["--help"][..], &["--version"], &["help", "run"], &["run", "--help"], &["man"]] {
+    for arguments in
+        [&["--help"][..], &["--version"], &["help", "run"], &["run", "--help"], &["check", "-h"], &["man"]]
+    {
         let finished = sandbox.dlock_ends(arguments);
         finished.expect(0, "");
         assert!(finished.stdout.contains("dlock"));
@@ -68,7 +71,7 @@ fn no_password_is_shown() {
     let urls =
         ["postgres://user:hunter2@db/app?tll=1s", "redis://:hunter2@h/0", "gopher://u:hunter2@h", "hunter2"];
     for url in urls {
-        for verb in [&["run", "lock", "--", "true"][..], &["locate", "lock"], &["init"]] {
+        for verb in [&["run", "lock", "--", "true"][..], &["locate", "lock"], &["init"], &["check"]] {
             let mut command = sandbox.dlock(verb);
             let finished = sandbox.start(command.env("DLOCK_URL", url)).ends();
             assert_eq!(finished.code(), 64, "{finished:?}");
@@ -86,7 +89,7 @@ fn a_file_that_is_no_lock_store_is_refused_and_left_alone() {
     fs::write(&path, "this is no database, and longer than a header would be".repeat(40)).unwrap();
     let before = fs::read(&path).unwrap();
     let url = format!("sqlite:{}", path.display());
-    for verb in [&["run", "lock", "--", "true"][..], &["init"]] {
+    for verb in [&["run", "lock", "--", "true"][..], &["init"], &["check"]] {
         let mut command = sandbox.dlock(verb);
         let finished = sandbox.start(command.env("DLOCK_URL", &url)).ends();
         finished.expect(77, "precious.txt");
