@@ -15,6 +15,13 @@ use crate::guard::Guard;
 /// How long the guard may take to end, once nobody needs it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The process group of dlock itself. None where it cannot be named: the group is older than the PID namespace that
+/// dlock is the first process of.
+pub(crate) fn own_group() -> Option<Pid> {
+    // Not by rustix, which takes a group for granted.
+    Pid::from_raw(nix::unistd::getpgrp().as_raw())
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -90,30 +97,27 @@ impl Group {
         }
     }
 
-    /// Whether nobody is left in the group.
-    pub(crate) fn is_empty(&self) -> bool {
-        test_kill_process_group(self.id) == Err(Errno::SRCH)
+    /// Whether the command's processes can be told from the guard, so that [`is_empty`](Self::is_empty) means them.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.guard.has_left || !self.guard.can_leave
     }
 
-    /// Whether all that is left of the group are dead processes that their parents have not noticed.
+    /// Whether nobody is left in the group but a guard that cannot leave it.
+    pub(crate) fn is_empty(&self) -> bool {
+        test_kill_process_group(self.id) == Err(Errno::SRCH) || (!self.guard.can_leave && self.is_dead())
+    }
+
+    /// Whether the group is left with dead processes that their parents have not noticed, and perhaps the guard.
     pub(crate) fn is_dead(&self) -> bool {
         let group = self.id.as_raw_nonzero().to_string();
         let Ok(processes) = fs::read_dir("/proc") else { return false };
-        let mut seen = false;
-        for process in processes.flatten() {
-            let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+        processes.flatten().filter(|process| process.file_name().to_str() != Some(&group)).all(|process| {
+            let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
             // "pid (name) state ppid pgrp ...", and the name may hold anything.
-            let Some((_, fields)) = stat.rsplit_once(") ") else { continue };
-            let mut fields = fields.split(' ');
+            let mut fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
             let (state, member) = (fields.next(), fields.nth(1));
-            if member == Some(&group) {
-                seen = true;
-                if !matches!(state, Some("Z" | "X")) {
-                    return false;
-                }
-            }
-        }
-        seen
+            member != Some(&group) || matches!(state, Some("Z" | "X"))
+        })
     }
 
     /// Ends what there is of the group, and the guard.

@@ -20,6 +20,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getpgrp, kill_process_group, setpgid};
 use tokio::net::unix::pipe;
 
+use crate::group::own_group;
+
 /// The hidden verb under which this program becomes a guard.
 const VERB: &str = "__guard";
 /// How long a guard may take to start.
@@ -59,12 +61,14 @@ impl Order {
 }
 
 /// A guard, as dlock sees it.
-#[allow(clippy::struct_excessive_bools, reason = "four facts, each learnt by itself")]
+#[allow(clippy::struct_excessive_bools, reason = "some facts, each learnt by itself")]
 pub(crate) struct Guard {
     /// Its process id, which is that of the group as well.
     pub(crate) id: Pid,
     /// It has not been reaped.
     pub(crate) lives: bool,
+    /// There is a group that it can go to.
+    pub(crate) can_leave: bool,
     /// It has left the group: the command's processes are alone in it.
     pub(crate) has_left: bool,
     /// It has killed the group since the time it was told had come.
@@ -81,12 +85,13 @@ impl Guard {
         // The link leads to the running program even if its file has been replaced or removed since.
         let link = Path::new("/proc/self/exe");
         let program = if link.exists() { link.to_path_buf() } else { env::current_exe()? };
+        let home = own_group();
         // Nothing of the user's is kept open, and no folder kept busy. The ends that stay here are not inherited by the
         // command: std opens pipes close-on-exec.
         let mut child = Command::new(program)
             .arg0("dlock")
             .process_group(0)
-            .args([VERB, &getpgrp().as_raw_nonzero().to_string()])
+            .args([VERB, &home.map_or(0, |home| home.as_raw_nonzero().get()).to_string()])
             .env_remove("DLOCK_URL")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -120,6 +125,7 @@ impl Guard {
         Ok(Self {
             id: Pid::from_child(&child),
             lives: true,
+            can_leave: home.is_some(),
             has_left: false,
             has_expired: false,
             orders: Some(File::from(orders)),
@@ -140,7 +146,7 @@ impl Guard {
 
     /// Has the guard leave the group. To be repeated until it [has left](Self::has_left).
     pub(crate) fn leave(&mut self) {
-        self.told_to_leave = self.told_to_leave || self.order(Order::Leave);
+        self.told_to_leave = self.told_to_leave || !self.can_leave || self.order(Order::Leave);
     }
 
     /// Whether the order was taken. The pipe of a guard that is frozen fills up, but not before hours.
@@ -186,7 +192,7 @@ pub(crate) fn called() -> Option<i32> {
     (arguments.next()? == VERB).then(|| arguments.next()?.to_str()?.parse().ok())?
 }
 
-/// The guard's whole life. `home` is the process group of dlock.
+/// The guard's whole life. `home` is the process group of dlock, or zero.
 pub(crate) fn run(home: i32) {
     // A blocked signal stays pending: neither those forwarded to the group nor a terminal's stop signals act here.
     let blocked = SigSet::all().thread_block();

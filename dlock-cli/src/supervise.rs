@@ -216,10 +216,10 @@ impl Course<'_> {
                 }
             }
             Phase::Looking { until } => {
-                if self.group.guard.has_left && self.group.is_empty() {
+                if self.group.is_clear() && self.group.is_empty() {
                     return true;
                 }
-                if self.group.guard.has_left || until <= now {
+                if self.group.is_clear() || until <= now {
                     self.stop(now.plus(self.limits.grace.min(left.saturating_sub(last_moment))));
                 }
             }
@@ -228,7 +228,7 @@ impl Course<'_> {
                     return true;
                 }
                 if kill_at <= now {
-                    if self.group.guard.has_left && matches!(self.cause, Some(Cause::Ended(_))) {
+                    if self.group.is_clear() && matches!(self.cause, Some(Cause::Ended(_))) {
                         say("processes that the command left behind did not end on TERM and were killed");
                     }
                     self.kill(now);
@@ -268,6 +268,7 @@ impl Course<'_> {
     fn next_look(&self, now: Timestamp, left: Duration) -> Timestamp {
         match self.phase {
             Phase::Running => now.plus(left.saturating_sub(self.limits.grace).min(self.limits.ttl / 6)),
+            Phase::Looking { .. } if self.group.is_clear() => now,
             Phase::Looking { until } => until.min(now.plus(left.saturating_sub(self.limits.last_moment()))),
             Phase::Stopping { kill_at } => kill_at.min(now.plus(LOOK)),
             Phase::Killed { .. } => now.plus(LOOK),

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 
 use nix::sys::signal::{SigSet, Signal};
-use rustix::process::{Pid, getpgrp};
+use rustix::process::Pid;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
+
+use crate::group::own_group;
 
 /// The controlling terminal, with what dlock must put back.
 pub(crate) struct Terminal {
@@ -18,9 +20,10 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// The controlling terminal, if there is one.
     pub(crate) fn open() -> Option<Self> {
+        let home = own_group()?;
         let tty = File::options().read(true).write(true).open("/dev/tty").ok()?;
         let modes = tcgetattr(&tty).ok();
-        Some(Self { tty, home: getpgrp(), modes, lent: false })
+        Some(Self { tty, home, modes, lent: false })
     }
 
     /// Whether dlock's own group is in the foreground.

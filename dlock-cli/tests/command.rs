@@ -156,3 +156,21 @@ fn a_lock_may_be_taken_under_another() {
     finished.expect(0, "");
     assert_eq!(finished.stdout, "inner\n");
 }
+
+#[test]
+fn it_may_be_the_first_process_of_a_container() {
+    let sandbox = Sandbox::new();
+    // With the process group of whoever made the namespace, which has no name inside, and with one of its own.
+    for prefix in [&[][..], &["setsid", "--wait"]] {
+        let mut command = std::process::Command::new("unshare");
+        sandbox.prepare(&mut command);
+        command.args(["--pid", "--fork", "--mount-proc"]).args(prefix).arg(env!("CARGO_BIN_EXE_dlock"));
+        command.args(["run", "lock", "--", "sh", "-c", "sleep 300 & exit 7"]);
+        let finished = sandbox.start(&mut command).ends();
+        if finished.stderr.contains("unshare failed") {
+            eprintln!("not run, as this user may not make a PID namespace: {}", finished.stderr);
+            return;
+        }
+        finished.expect(7, "");
+    }
+}
