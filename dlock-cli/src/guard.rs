@@ -17,7 +17,7 @@ use std::time::Duration;
 use dlock::{Clock, SystemClock, Timestamp};
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, getpgrp, kill_process_group, setpgid};
+use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process_group, setpgid};
 use tokio::net::unix::pipe;
 
 use crate::group::own_group;
@@ -197,6 +197,9 @@ pub(crate) fn run(home: i32) {
     // A blocked signal stays pending: neither those forwarded to the group nor a terminal's stop signals act here.
     let blocked = SigSet::all().thread_block();
     let group = getpgrp();
+    if group != getpid() {
+        return; // started by hand: this group is somebody else's
+    }
     if blocked.is_ok() && answer(READY).is_ok() {
         watch(Pid::from_raw(home));
     }

@@ -164,7 +164,7 @@ impl Course<'_> {
             let now = SystemClock.now();
             let left = self.lock.valid_for();
             if left <= self.limits.last_moment() {
-                self.cause.get_or_insert(Cause::Lost(None));
+                self.lose(left);
                 self.kill(now);
             }
             self.group.guard.hear();
@@ -179,9 +179,10 @@ impl Course<'_> {
                 biased;
                 reason = &mut loss, if !is_lost => {
                     is_lost = true;
+                    self.lose(Duration::ZERO);
                     // The lock may pass on right now.
                     self.kill(SystemClock.now());
-                    if matches!(self.cause, None | Some(Cause::Lost(None))) {
+                    if self.cause == Some(Cause::Lost(None)) {
                         self.cause = Some(Cause::Lost(Some(reason)));
                     }
                 }
@@ -272,6 +273,16 @@ impl Course<'_> {
             Phase::Looking { until } => until.min(now.plus(left.saturating_sub(self.limits.last_moment()))),
             Phase::Stopping { kill_at } => kill_at.min(now.plus(LOOK)),
             Phase::Killed { .. } => now.plus(LOOK),
+        }
+    }
+
+    /// Notes that the lock ends before the group does. What the command left behind when it ended has its time; but if
+    /// that is over, the lock did not cover all of the group.
+    fn lose(&mut self, left: Duration) {
+        let ended = matches!(self.cause, Some(Cause::Ended(_)));
+        let killed = matches!(self.phase, Phase::Killed { .. });
+        if self.cause.is_none() || (ended && !killed && left.is_zero()) {
+            self.cause = Some(Cause::Lost(None));
         }
     }
 

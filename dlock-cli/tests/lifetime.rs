@@ -218,3 +218,36 @@ fn the_guard_outlives_what_the_group_is_sent() {
     drop(holder);
     sandbox.run(&[], "true").ends().expect(0, "");
 }
+
+#[test]
+fn what_is_left_behind_past_the_lease_counts_as_a_loss() {
+    let mut sandbox = Sandbox::new();
+    sandbox.leaves_rows = true;
+    let script = "(trap '' TERM; echo $$ > pid; while :; do sleep 300; done) & \
+         while [ ! -e pid ]; do sleep 0.01; done; touch ended; exit 0";
+    let holder = sandbox.run(&["--ttl", "6s", "--grace", "1900ms"], script);
+    until(&"the command has ended", || sandbox.path("ended").exists().then_some(()));
+    // Before its grace is over.
+    let guard = holder.guard();
+    for frozen in [guard, holder.pid()] {
+        signal_to(frozen, Signal::STOP);
+        until(&"it stands still", || is_stopped(frozen).then_some(()));
+    }
+    sandbox.run(&[], "true").ends().expect(0, "");
+    holder.signal(Signal::CONT);
+    holder.ends().expect(70, "the lease ran out");
+}
+
+#[test]
+fn a_release_that_the_store_does_not_confirm_changes_no_exit_code() {
+    let mut sandbox = Sandbox::new();
+    sandbox.leaves_rows = true;
+    let script = "touch held; while [ ! -e end ]; do sleep 0.01; done; exit 3";
+    let holder = sandbox.run(&["--ttl", "6s"], script);
+    until(&"the lock is held", || sandbox.path("held").exists().then_some(()));
+    let database = sandbox.database();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::fs::write(sandbox.path("end"), "").unwrap();
+    holder.ends().expect(3, "was not confirmed by the store");
+    database.execute_batch("COMMIT").unwrap();
+}
