@@ -15,7 +15,7 @@
 //! own. After each case the runner checks that nothing is left at the store.
 //!
 //! Cases that contend write down what they see in a [`History`](history::History), which is then searched for broken
-//! promises.
+//! promises. So does the [`simulation`], which plays random schedules of faults over the memory backend.
 
 mod case;
 pub mod cases;
@@ -24,6 +24,7 @@ pub mod fixture;
 pub mod fixtures;
 pub mod history;
 pub mod patience;
+pub mod simulation;
 
 pub use case::{Case, RunCase, cases, nothing_is_left, process_cases, run, test};
 pub use fixture::{Client, ClientClock, Fixture, Profile, Setup, Time};
