@@ -143,7 +143,8 @@ pub trait Session: Send + Sync + fmt::Debug + 'static {
         Ok(None)
     }
 
-    /// Gives up `leaving` and ends the session. Called once, last; no renewal follows.
+    /// Gives up `leaving` and ends the session. Called once; no renewal follows, and what is still under way for a name
+    /// is dropped. A claim of this session that is not in `leaving` goes as in a crash.
     ///
     /// To be correct:
     /// - nothing of this session is left in the store \[`close_leaves_nothing`\];
@@ -560,7 +561,6 @@ impl Location {
     }
 }
 
-/// Reads the clock for a lease: call it before a request is sent.
 impl OpenOptions {
     /// The clock's reading, to be taken before a request is sent.
     pub fn now(&self) -> Timestamp {

@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::backend::{
-    Busy, ClaimRef, ClaimReply, ClaimRequest, Cookie, Grant, ReleaseRequest, Released, Resolution,
+    Busy, ClaimRef, ClaimReply, ClaimRequest, Cookie, Grant, Patience, ReleaseRequest, Released, Resolution,
 };
-use crate::clock::sleep_until;
+use crate::clock::{Timestamp, sleep_until};
 use crate::error::{BackendError, ErrorKind};
 use crate::guard::ReleaseOutcome;
 use crate::hold::{Hold, Incarnation, locked};
 use crate::holder::Holder;
-use crate::keeper::afterlife;
+use crate::keeper::time_for_proof;
 use crate::lease::LossReason;
 use crate::metrics::count;
 use crate::name::LockName;
@@ -31,7 +31,7 @@ use crate::watchlist::Met;
 /// The driver exists before the first poll, so a task that a dead runtime drops unpolled turns its waiters away too.
 pub(crate) fn drive(shared: Arc<Shared>, name: LockName) -> impl Future<Output = ()> + Send + 'static {
     let poke = shared.poke_of(&name);
-    Driver { shared, name, poke, failures: 0, finished: false }.run()
+    Driver { shared, name, poke, failures: 0, wait_failures: 0, finished: false }.run()
 }
 
 struct Driver {
@@ -40,6 +40,8 @@ struct Driver {
     poke: Arc<Notify>,
     /// Failed requests in a row.
     failures: u32,
+    /// Failed waits in a row.
+    wait_failures: u32,
     finished: bool,
 }
 
@@ -52,8 +54,8 @@ impl Drop for Driver {
     }
 }
 
-fn no_answer(limit: Duration) -> BackendError {
-    BackendError::unknown(format!("the store did not answer within {limit:?}"))
+fn session_over() -> BackendError {
+    BackendError::session_gone("the session ended before the store had confirmed")
 }
 
 /// What came of asking the store for a claim.
@@ -64,7 +66,9 @@ enum Asked {
     /// Certainly not executed.
     Failed(BackendError),
     /// It was not known, and is now: nothing of it is at the store. Ask with a fresh id.
-    Absent,
+    Absent(BackendError),
+    /// It was never known. Nobody renews the claim, and it is over by now.
+    Expired(BackendError),
     /// The incarnation is over.
     Over,
 }
@@ -116,45 +120,47 @@ impl Driver {
                     self.shared.contended(&self.name, upto);
                     match self.wait_turn(&incarnation, &claim, &cookie).await {
                         Woken::Ask => {}
-                        Woken::Nobody => {
-                            return self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
-                        }
-                        Woken::Over => return self.session_over().await,
+                        Woken::Nobody => return self.withdraw(&incarnation, &claim, None, None).await,
+                        Woken::Over => return self.again(&session_over()).await,
                     }
                 }
-                Asked::Busy(busy) => return self.busy(&incarnation, &claim, busy, upto).await,
+                Asked::Busy(busy) => return self.busy(&incarnation, &request, busy, upto).await,
                 Asked::Failed(error) if waiting && !matches!(error.kind(), ErrorKind::Refused) => {
                     // The claim stands in the store's queue; another one would stand behind it for ever.
                     self.trouble(&error).await;
                     if !self.shared.has_queued(&self.name) {
-                        return self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
+                        return self.withdraw(&incarnation, &claim, None, None).await;
                     }
                 }
                 Asked::Failed(error) => {
                     if waiting {
-                        self.withdraw(&incarnation, ReleaseRequest::new(claim), None).await;
+                        self.withdraw(&incarnation, &claim, None, None).await;
                     }
                     return self.trouble(&error).await;
                 }
-                Asked::Absent => return,
-                Asked::Over => return self.session_over().await,
+                Asked::Absent(error) => return self.again(&error).await,
+                Asked::Expired(error) => return self.trouble(&error).await,
+                Asked::Over => return self.again(&session_over()).await,
             }
             upto = self.shared.demand(&self.name).map_or(upto, |demand| demand.upto);
         }
     }
 
-    /// The incarnation ended under a claim. Those who wait go on under the next one: at once if the store answered
-    /// since the last failure, else after a pause.
-    async fn session_over(&mut self) {
+    /// A claim came to nothing through no fault of its own. Those who wait go on with a fresh one: at once if the store
+    /// has answered as it should since the last failure, else after a pause.
+    async fn again(&mut self, error: &BackendError) {
         if self.failures == 0 {
             self.failures = 1;
         } else {
-            self.trouble(&BackendError::session_gone("the session ended again before it was of use")).await;
+            self.trouble(error).await;
         }
     }
 
     /// One request for a claim; what is unknown is found out before this returns.
     async fn ask(&mut self, incarnation: &Arc<Incarnation>, request: &ClaimRequest) -> Asked {
+        if incarnation.is_over() {
+            return Asked::Over;
+        }
         let limit = self.shared.options.request_timeout;
         let answer = tokio::select! {
             biased;
@@ -177,12 +183,12 @@ impl Driver {
                 }
                 _ => Asked::Failed(error),
             },
-            Err(_) => self.resolve(incarnation, &request.claim, no_answer(limit)).await,
+            Err(_) => self.resolve(incarnation, &request.claim, BackendError::no_answer(limit)).await,
         }
     }
 
     /// Finds out what became of a claim or its release. Until that is proved, the name is not tried again under this
-    /// incarnation; where it cannot be, the session ends.
+    /// incarnation; where it cannot be for [`time_for_proof`], the session ends, or the claim that nobody renews has.
     async fn resolve(
         &mut self,
         incarnation: &Arc<Incarnation>,
@@ -190,10 +196,12 @@ impl Driver {
         error: BackendError,
     ) -> Asked {
         count(&self.shared.counters.unknown);
-        // Under claim leases an id that nobody renews is over by itself, so there is an end to the asking.
-        let expires = self.shared.now().plus(afterlife(incarnation.ttl) * 2);
+        let give_up_at = self.shared.now().plus(time_for_proof(incarnation.ttl));
         self.shared.failed(&self.name, &error, true);
         loop {
+            if incarnation.is_over() {
+                return Asked::Over;
+            }
             let limit = self.shared.options.request_timeout;
             let answer = tokio::select! {
                 biased;
@@ -203,12 +211,11 @@ impl Driver {
             if incarnation.is_over() {
                 return Asked::Over;
             }
-            let error = match answer {
+            let failure = match answer {
                 Ok(Ok(resolution)) => {
-                    self.failures = 0;
-                    self.shared.answered(&self.name);
+                    self.shared.resolved(&self.name);
                     return match resolution {
-                        Resolution::Absent => Asked::Absent,
+                        Resolution::Absent => Asked::Absent(error),
                         Resolution::Waiting(cookie) => Asked::Waiting(cookie),
                         Resolution::Granted(grant) => Asked::Granted(grant),
                     };
@@ -218,22 +225,33 @@ impl Driver {
                     return Asked::Over;
                 }
                 Ok(Err(error)) => error,
-                Err(_) => no_answer(limit),
+                Err(_) => BackendError::no_answer(limit),
             };
             // Before the pause: who comes during it is not turned away for a failure older than himself.
-            self.shared.failed(&self.name, &error, true);
-            self.pause(incarnation, false).await;
-            if incarnation.lease.is_none() && self.shared.now() >= expires {
-                // The store has not answered: its failure goes on unbroken.
-                return Asked::Absent;
+            self.shared.failed(&self.name, &failure, true);
+            self.pause(incarnation).await;
+            if self.shared.now() >= give_up_at {
+                return self.unproved(incarnation, failure);
             }
+        }
+    }
+
+    /// The store does not tell what became of a claim. Under a session that is renewed it might stay for ever (P6), so
+    /// that session ends; a claim with a lease of its own is over by itself.
+    fn unproved(&self, incarnation: &Arc<Incarnation>, error: BackendError) -> Asked {
+        if incarnation.lease.is_some() {
+            self.shared.end_session(incarnation, LossReason::SessionEnded);
+            Asked::Over
+        } else {
+            Asked::Expired(error)
         }
     }
 
     /// Waits in the store's queue until it is worth looking again.
     async fn wait_turn(&mut self, incarnation: &Incarnation, claim: &ClaimRef, cookie: &Cookie) -> Woken {
         // A watch may die without a word, and a claim that is first in line and does not know it blocks everybody.
-        let safety = self.shared.now().plus(self.shared.jittered(incarnation.ttl * 2));
+        let mut look_at = self.shared.now().plus(self.shared.jittered(incarnation.ttl * 2));
+        let mut wait_failed = false;
         let mut wait = std::pin::pin!(incarnation.session.wait(claim, cookie));
         loop {
             if incarnation.is_over() {
@@ -246,21 +264,24 @@ impl Driver {
                 biased;
                 () = incarnation.ended() => return Woken::Over,
                 () = self.poke.notified() => {}
-                outcome = &mut wait => {
-                    if let Err(error) = outcome {
-                        tracing::debug!(lock = %self.name, %error, "waiting failed");
-                        self.failures += 1;
-                        self.pause(incarnation, true).await;
-                    }
-                    return Woken::Ask;
+                outcome = &mut wait, if !wait_failed => {
+                    let Err(error) = outcome else {
+                        self.wait_failures = 0;
+                        return Woken::Ask;
+                    };
+                    tracing::debug!(lock = %self.name, %error, "waiting failed");
+                    wait_failed = true;
+                    self.wait_failures += 1;
+                    let pause = self.shared.backoff(self.wait_failures);
+                    look_at = look_at.min(self.shared.now().plus(pause));
                 }
-                () = sleep_until(&*self.shared.clock, safety) => return Woken::Ask,
+                () = sleep_until(&*self.shared.clock, look_at) => return Woken::Ask,
             }
         }
     }
 
     /// Somebody else holds the lock, and the store keeps no queue: tell the tries, and sleep until it is worth asking.
-    async fn busy(&mut self, incarnation: &Incarnation, claim: &ClaimRef, busy: Busy, upto: u64) {
+    async fn busy(&mut self, incarnation: &Incarnation, request: &ClaimRequest, busy: Busy, upto: u64) {
         self.failures = 0;
         let now = self.shared.now();
         {
@@ -275,7 +296,9 @@ impl Driver {
             }
         }
         let tries_left = self.shared.contended(&self.name, upto);
-        if tries_left || !self.shared.has_queued(&self.name) {
+        // Who joined while a mere try was at the store has not asked yet.
+        let queue_asked = request.patience == Patience::Queue;
+        if tries_left || !queue_asked || !self.shared.has_queued(&self.name) {
             return;
         }
         let mut pause = self.shared.jittered(busy.retry_after);
@@ -286,7 +309,7 @@ impl Driver {
         }
         let until = now.plus(pause);
         let mut wait_failed = false;
-        let mut wait = std::pin::pin!(incarnation.session.wait(claim, &busy.cookie));
+        let mut wait = std::pin::pin!(incarnation.session.wait(&request.claim, &busy.cookie));
         loop {
             tokio::select! {
                 biased;
@@ -315,7 +338,7 @@ impl Driver {
         self.shared.answered(&self.name);
         let Some(hold) = incarnation.admit(claim.clone(), &grant, received) else {
             if !incarnation.is_over() {
-                self.withdraw(incarnation, ReleaseRequest::new(claim).unpaid(grant.owed), None).await;
+                self.withdraw(incarnation, &claim, Some(received.plus(grant.owed)), None).await;
                 let error =
                     BackendError::refused("the backend granted a claim without the lease it promised");
                 self.trouble(&error).await;
@@ -379,18 +402,21 @@ impl Driver {
 
     /// Gives a granted claim up.
     async fn give_up(&mut self, hold: Arc<Hold>, reply: Option<ReleaseReply>) {
-        // P6: renewed no more, from before the request on, so that nothing keeps an orphan alive.
+        // P6: a dead hold is renewed no more, from before the request on, so that nothing keeps an orphan alive.
         hold.lose(LossReason::Closed);
+        self.withdraw(&hold.incarnation, &hold.claim, Some(hold.settle_until), reply).await;
+        // Until here a close would have named it among what is left.
         hold.incarnation.forget(hold.claim.id);
-        let request = hold.release_request(self.shared.now());
-        self.withdraw(&hold.incarnation, request, reply).await;
     }
 
     /// Gives a claim up, waiting or granted, and repeats it until the store has confirmed that it is gone.
+    ///
+    /// `paid_at` is when what the claim owes is settled; none if it has only waited, as far as is known.
     async fn withdraw(
         &mut self,
         incarnation: &Arc<Incarnation>,
-        request: ReleaseRequest,
+        claim: &ClaimRef,
+        mut paid_at: Option<Timestamp>,
         mut reply: Option<ReleaseReply>,
     ) {
         let mut answer = |outcome: Result<ReleaseOutcome, BackendError>| {
@@ -399,20 +425,21 @@ impl Driver {
                 drop(reply.send(outcome));
             }
         };
-        let given_up_at = self.shared.now();
+        let give_up_at = self.shared.now().plus(time_for_proof(incarnation.ttl));
+        let mut attempts = 0_u32;
         let mut unanswered = false;
         loop {
-            let over = || Err(BackendError::unknown("the session ended before the release was confirmed"));
             if incarnation.is_over() {
-                return answer(over());
+                return answer(Err(session_over()));
             }
+            attempts += 1;
             let limit = self.shared.options.request_timeout;
-            let unpaid = request.unpaid.saturating_sub(self.shared.now().since(given_up_at));
-            let attempt = request.clone().unpaid(unpaid);
+            let unpaid = paid_at.map_or(Duration::ZERO, |paid_at| paid_at.since(self.shared.now()));
+            let request = ReleaseRequest::new(claim.clone()).unpaid(unpaid);
             let released = tokio::select! {
                 biased;
-                released = tokio::time::timeout(limit, incarnation.session.release(attempt)) => released,
-                () = incarnation.ended() => return answer(over()),
+                released = tokio::time::timeout(limit, incarnation.session.release(request)) => released,
+                () = incarnation.ended() => return answer(Err(session_over())),
             };
             let error = match released {
                 Ok(Ok(released)) => {
@@ -427,37 +454,46 @@ impl Driver {
                     }));
                 }
                 Ok(Err(error)) => error,
-                Err(_) => no_answer(limit),
+                Err(_) => BackendError::no_answer(limit),
             };
             match error.kind() {
                 ErrorKind::SessionGone => {
                     self.shared.end_session(incarnation, LossReason::SessionEnded);
-                    return answer(over());
+                    return answer(Err(session_over()));
                 }
                 ErrorKind::Refused => {
-                    // Our claim cannot be removed. Under a session that is renewed it would stay for ever.
-                    if incarnation.lease.is_some() {
-                        self.shared.end_session(incarnation, LossReason::SessionEnded);
-                    }
+                    // Our claim cannot be removed; then at least nobody renews it.
+                    self.unproved(incarnation, error.clone());
                     return answer(Err(error));
                 }
                 ErrorKind::Unknown => {
                     unanswered = true;
-                    match self.resolve(incarnation, &request.claim, error).await {
-                        Asked::Absent => return answer(Ok(ReleaseOutcome::Released)),
-                        Asked::Over => return answer(over()),
-                        // Still there: release it again.
-                        _ => {}
+                    match self.resolve(incarnation, claim, error).await {
+                        Asked::Absent(_) => {
+                            self.shared.answered(&self.name);
+                            return answer(Ok(ReleaseOutcome::Released));
+                        }
+                        Asked::Over => return answer(Err(session_over())),
+                        Asked::Expired(error) => return answer(Err(error)),
+                        // It became first in line unawares: what it inherited goes on to the next (P1).
+                        Asked::Granted(grant) => {
+                            paid_at = paid_at.or(Some(self.shared.now().plus(grant.owed)));
+                        }
+                        Asked::Waiting(_) | Asked::Busy(_) | Asked::Failed(_) => {}
+                    }
+                    // Still there: released again, the first time at once.
+                    if attempts > 1 {
+                        self.pause(incarnation).await;
                     }
                 }
                 _ => {
                     self.shared.failed(&self.name, &error, true);
-                    self.pause(incarnation, false).await;
-                    let gone = given_up_at.plus(afterlife(incarnation.ttl) * 2);
-                    if incarnation.lease.is_none() && self.shared.now() >= gone {
-                        return answer(Err(error));
-                    }
+                    self.pause(incarnation).await;
                 }
+            }
+            if self.shared.now() >= give_up_at {
+                self.unproved(incarnation, session_over());
+                return answer(Err(BackendError::unknown("the store did not confirm the release")));
             }
         }
     }
@@ -487,22 +523,14 @@ impl Driver {
         }
     }
 
-    /// A pause before the next attempt, cut short by the end of the incarnation, and by a poke if asked for.
-    async fn pause(&mut self, incarnation: &Incarnation, until_poked: bool) {
+    /// A pause before the next attempt, cut short by the end of the incarnation.
+    async fn pause(&mut self, incarnation: &Incarnation) {
         self.failures += 1;
-        let pause = self.shared.backoff(self.failures);
-        let poked = async {
-            if until_poked {
-                self.poke.notified().await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
+        let until = self.shared.now().plus(self.shared.backoff(self.failures));
         tokio::select! {
             biased;
             () = incarnation.ended() => {}
-            () = poked => {}
-            () = sleep_until(&*self.shared.clock, self.shared.now().plus(pause)) => {}
+            () = sleep_until(&*self.shared.clock, until) => {}
         }
     }
 

@@ -90,6 +90,11 @@ impl BackendError {
         Self::new(ErrorKind::Refused, message)
     }
 
+    /// The store was silent for the whole time-out.
+    pub(crate) fn no_answer(limit: Duration) -> Self {
+        Self::unknown(format!("the store did not answer within {limit:?}"))
+    }
+
     /// Adds the cause, which the message does not repeat.
     #[must_use]
     pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
@@ -176,7 +181,7 @@ pub enum AcquireError {
         name: LockName,
         /// How long the caller waited.
         waited: Duration,
-        /// The last failure, if there was one.
+        /// The last failure.
         source: BackendError,
     },
     /// The tokio runtime that serves this manager is gone, or there is none here.
@@ -244,8 +249,8 @@ impl From<BackendError> for StoreError {
 /// The store did not confirm a release in time. The guard is dead all the same, and the claim ends by itself.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "the release of lock {name:?} was not confirmed by the store; it is repeated in the background, and the claim \
-     expires by itself within {expires_within:?}"
+    "the release of lock {name:?} was not confirmed by the store; the guard is dead, and the claim expires by itself \
+     within {expires_within:?}"
 )]
 pub struct ReleaseError {
     pub(crate) name: LockName,

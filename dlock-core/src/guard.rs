@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::clock::sleep_until;
 use crate::error::ReleaseError;
 use crate::hold::Hold;
-use crate::keeper::afterlife;
+use crate::keeper::expires_within;
 use crate::lease::LossReason;
 use crate::metrics::count;
 use crate::name::LockName;
@@ -110,7 +111,8 @@ impl LockGuard {
     }
 
     /// Waits until the lock is lost, and says why. Resolves no later than the deadline at which somebody else may get
-    /// the lock. A released guard cannot be waited for, so this resolves only on loss.
+    /// the lock, as far as timers allow: after the machine slept they are late by up to 30 s, while
+    /// [`is_held`](Self::is_held), and every poll of this, tell it at once.
     ///
     /// # Cancel safety
     ///
@@ -178,8 +180,9 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`ReleaseError`] if the store did not confirm within the request time-out. The release is repeated in the
-    /// background, and the claim is no longer renewed, so it ends by itself at the latest after its lease.
+    /// [`ReleaseError`] if the store did not confirm within the request time-out. Unless the store refused it, or the
+    /// runtime is gone, the release is repeated in the background. Where the store does not confirm for two leases, the
+    /// session that keeps the claim alive is ended as well.
     pub async fn release(mut self) -> Result<ReleaseOutcome, ReleaseError> {
         self.held = false;
         let (reply, answer) = oneshot::channel();
@@ -188,6 +191,12 @@ impl LockGuard {
             return Ok(ReleaseOutcome::AlreadyLost);
         }
         let deadline = shared.now().plus(shared.options.request_timeout);
+        let timer = async {
+            // Without a runtime there is no timer, and nobody who would wait for one.
+            if Handle::try_current().is_ok() {
+                sleep_until(&*shared.clock, deadline).await;
+            }
+        };
         let source = tokio::select! {
             biased;
             answer = answer => match answer {
@@ -196,9 +205,10 @@ impl LockGuard {
                 // The driver is gone with its runtime, or the manager was closed meanwhile.
                 Err(_) => None,
             },
-            () = sleep_until(&*shared.clock, deadline) => None,
+            () = timer => None,
         };
-        let expires_within = afterlife(self.hold.incarnation.ttl);
+        let source = source.or_else(|| shared.last_failure(self.name()));
+        let expires_within = expires_within(self.hold.incarnation.ttl);
         Err(ReleaseError { name: self.name().clone(), expires_within, source })
     }
 

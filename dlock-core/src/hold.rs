@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::backend::{ClaimId, ClaimRef, Grant, Opened, ReleaseRequest, Session};
 use crate::clock::Timestamp;
-use crate::lease::{DeadlineCell, LossReason};
+use crate::lease::{DeadlineCell, LossReason, renewal_interval};
 use crate::token::FencingToken;
 
 /// One life of a session. A re-opened session is another incarnation; a grant, an event and a release belong to the one
@@ -19,11 +19,15 @@ use crate::token::FencingToken;
 pub(crate) struct Incarnation {
     pub(crate) session: Arc<dyn Session>,
     pub(crate) ttl: Duration,
+    /// The time between two renewals, in nanoseconds: a third of the smallest lease that was granted last.
+    interval: AtomicU64,
+    /// Tells the keeper that the next renewal would come late for a claim.
+    pub(crate) hurry: Notify,
     /// The time from which the first renewal is counted.
     pub(crate) since: Timestamp,
     /// The deadline shared by all claims, where the session carries the lease.
     pub(crate) lease: Option<Arc<DeadlineCell>>,
-    /// The granted claims: those that settle, those in the hands of users, and those on their way.
+    /// The granted claims, from the grant until the store has confirmed that they are gone. Dead ones are not renewed.
     claims: Mutex<BTreeMap<ClaimId, Arc<Hold>>>,
     over: AtomicBool,
     ended: Notify,
@@ -51,6 +55,8 @@ impl Incarnation {
             lease: opened.lease.map(|lease| Arc::new(DeadlineCell::new(lease.deadline()))),
             session: opened.session,
             ttl: opened.ttl,
+            interval: AtomicU64::new(nanos(renewal_interval(opened.ttl))),
+            hurry: Notify::new(),
             claims: Mutex::default(),
             over: AtomicBool::new(false),
             ended: Notify::new(),
@@ -86,10 +92,28 @@ impl Incarnation {
             return None;
         }
         claims.insert(hold.claim.id, Arc::clone(&hold));
+        drop(claims);
+        // Renewals come every interval; a grant that was long on its way, or for less time than others, may not live
+        // until the next and one that fails.
+        if let Some(lease) = grant.lease
+            && lease.since.plus(lease.ttl / 3 * 2) < now.plus(self.interval())
+        {
+            self.hurry.notify_one();
+        }
         Some(hold)
     }
 
-    /// Renews this claim no more.
+    /// The time between two renewals.
+    pub(crate) fn interval(&self) -> Duration {
+        Duration::from_nanos(self.interval.load(Ordering::SeqCst))
+    }
+
+    /// Renews as often as the smallest lease of the last answer needs.
+    pub(crate) fn set_smallest_lease(&self, ttl: Duration) {
+        self.interval.store(nanos(renewal_interval(ttl.min(self.ttl))), Ordering::SeqCst);
+    }
+
+    /// Forgets a claim that is gone from the store.
     pub(crate) fn forget(&self, id: ClaimId) {
         locked(&self.claims).remove(&id);
     }
@@ -106,18 +130,22 @@ impl Incarnation {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Ends the incarnation: every claim dies here, before anything is said to the store. None if it was over already.
+    /// Ends the incarnation: every claim dies here, before anything is said to the store and before anybody can see that
+    /// it is over. None if it was over already.
     pub(crate) fn end(&self, reason: LossReason) -> Option<Vec<Arc<Hold>>> {
-        if self.over.swap(true, Ordering::SeqCst) {
+        let mut claims = locked(&self.claims);
+        if self.is_over() {
             return None;
         }
         if let Some(lease) = &self.lease {
             lease.lose(reason);
         }
-        let holds: Vec<_> = std::mem::take(&mut *locked(&self.claims)).into_values().collect();
+        let holds: Vec<_> = std::mem::take(&mut *claims).into_values().collect();
         for hold in &holds {
             hold.lose(reason);
         }
+        self.over.store(true, Ordering::SeqCst);
+        drop(claims);
         self.ended.notify_waiters();
         Some(holds)
     }
@@ -176,6 +204,10 @@ impl Hold {
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Locks a mutex; a panic elsewhere does not make its state unusable, since every change under a lock is complete.

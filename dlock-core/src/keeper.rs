@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::backend::{ClaimId, ClaimRef, Renewal, Renewed, SessionEvent};
+use crate::backend::{ClaimId, ClaimRef, ReleaseRequest, Renewal, Renewed, SessionEvent};
 use crate::clock::{Timestamp, sleep_until};
 use crate::error::{BackendError, CloseError, ErrorKind, StoreError};
 use crate::hold::{Hold, Incarnation, locked};
-use crate::lease::{LossReason, Seen, margin, renewal_interval};
+use crate::lease::{LossReason, Seen, margin};
 use crate::metrics::count;
 use crate::shared::Shared;
 
@@ -23,6 +23,7 @@ use crate::shared::Shared;
 pub(crate) struct Sessions {
     current: Mutex<Option<Arc<Incarnation>>>,
     opening: tokio::sync::Mutex<()>,
+    /// Attempts that are over.
     attempts: AtomicU64,
     last_failure: Mutex<Option<(u64, BackendError)>>,
 }
@@ -46,8 +47,8 @@ impl Shared {
         {
             return Err(error.clone());
         }
-        let attempt = self.sessions.attempts.fetch_add(1, Ordering::SeqCst) + 1;
         let outcome = self.open_session().await;
+        let attempt = self.sessions.attempts.fetch_add(1, Ordering::SeqCst) + 1;
         *locked(&self.sessions.last_failure) = outcome.as_ref().err().map(|error| (attempt, error.clone()));
         outcome
     }
@@ -61,7 +62,11 @@ impl Shared {
         let Some(runtime) = self.runtime() else { return Err(StoreError::NoRuntime) };
         let shared = Arc::clone(self);
         let opening = runtime.spawn(async move { shared.incarnation().await });
-        Ok(opening.await.map_err(|_| StoreError::NoRuntime)??)
+        match opening.await {
+            Ok(Err(_)) if self.is_closed() => Err(StoreError::Closed),
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(StoreError::NoRuntime),
+        }
     }
 
     fn current(&self) -> Option<Arc<Incarnation>> {
@@ -73,7 +78,7 @@ impl Shared {
             return Err(closed());
         }
         // Opening may take several requests: name resolution, TLS, authentication, checks of the schema.
-        let limit = self.options.request_timeout * 3;
+        let limit = self.options.request_timeout.saturating_mul(3);
         let opened = tokio::time::timeout(limit, self.backend.open(self.open_options()))
             .await
             .unwrap_or_else(|_| {
@@ -88,13 +93,14 @@ impl Shared {
                 "the session's lease of {ttl:?} was over when the answer came: the store is too slow for this TTL"
             )));
         }
+        count(&self.counters.sessions_opened);
+        *locked(&self.sessions.current) = Some(Arc::clone(&incarnation));
+        self.spawn(keep(Arc::clone(self), Arc::clone(&incarnation)));
+        // Looked at after the session can be found: either this or the one who closes ends it.
         if self.is_closed() {
             self.end_session(&incarnation, LossReason::Closed);
             return Err(closed());
         }
-        count(&self.counters.sessions_opened);
-        *locked(&self.sessions.current) = Some(Arc::clone(&incarnation));
-        self.spawn(keep(Arc::clone(self), Arc::clone(&incarnation)));
         Ok(incarnation)
     }
 
@@ -103,6 +109,8 @@ impl Shared {
     pub(crate) fn end_session(self: &Arc<Self>, incarnation: &Arc<Incarnation>, reason: LossReason) {
         let Some(holds) = incarnation.end(reason) else { return };
         tracing::warn!(%reason, claims = holds.len(), "session ended");
+        // Their guards are dead, so they leave as cleanly as the store lets them.
+        let leaving = leaving(&holds, self.now());
         for hold in holds {
             self.lost(&hold);
         }
@@ -110,7 +118,7 @@ impl Shared {
         let limit = self.options.request_timeout;
         self.spawn(async move {
             // Nobody renews it any more, so what the store does not confirm expires by itself.
-            drop(tokio::time::timeout(limit, session.close(Vec::new())).await);
+            drop(tokio::time::timeout(limit, session.close(leaving)).await);
         });
     }
 
@@ -129,15 +137,14 @@ impl Shared {
 
     async fn close_once(self: Arc<Self>) -> Result<(), CloseError> {
         let limit = self.options.request_timeout;
-        let out = self.drain(limit).await;
+        self.shut();
+        // What is not over by then is a store that does not answer; ending the session ends it.
+        drop(tokio::time::timeout(limit, self.drained()).await);
         // An opening under way ends by itself when it finds the manager closed.
         let Some(incarnation) = locked(&self.sessions.current).take() else { return Ok(()) };
         // Beside the guards that were out, what a driver could not give up in time.
-        let Some(rest) = incarnation.end(LossReason::Closed) else { return Ok(()) };
-        let now = self.now();
-        let leaving: BTreeMap<_, _> =
-            out.iter().chain(&rest).map(|hold| (hold.claim.id, hold.release_request(now))).collect();
-        let leaving = leaving.into_values().collect();
+        let Some(holds) = incarnation.end(LossReason::Closed) else { return Ok(()) };
+        let leaving = leaving(&holds, self.now());
         let error = match tokio::time::timeout(limit, incarnation.session.close(leaving)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) if error.kind() == ErrorKind::SessionGone => return Ok(()),
@@ -158,17 +165,22 @@ impl Shared {
         }
         for hold in incarnation.holds() {
             if hold.check(now).is_err() {
-                self.claim_lost(incarnation, &hold, LossReason::Expired);
+                self.claim_lost(&hold, LossReason::Expired);
             }
         }
     }
 
-    /// One claim is lost: it is renewed no more, and those behind it have their turn.
-    fn claim_lost(self: &Arc<Self>, incarnation: &Incarnation, hold: &Arc<Hold>, reason: LossReason) {
+    /// One claim is lost: dead from here on it is renewed no more, and those behind it have their turn.
+    fn claim_lost(self: &Arc<Self>, hold: &Arc<Hold>, reason: LossReason) {
         hold.lose(reason);
-        incarnation.forget(hold.claim.id);
         self.lost(hold);
     }
+}
+
+/// What is asked of the store for claims that end with their session: those that were out, and those whose release it
+/// has not confirmed.
+fn leaving(holds: &[Arc<Hold>], now: Timestamp) -> Vec<ReleaseRequest> {
+    holds.iter().map(|hold| hold.release_request(now)).collect()
 }
 
 fn closed() -> BackendError {
@@ -198,8 +210,7 @@ struct Renewing {
 /// Keeps one incarnation until it is over.
 async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
     let _end = EndOnPanic(Arc::clone(&shared), Arc::clone(&incarnation));
-    let interval = renewal_interval(incarnation.ttl);
-    let mut next = incarnation.since.plus(interval);
+    let mut next = incarnation.since.plus(incarnation.interval());
     let mut renewing: Option<Renewing> = None;
     let mut failures = 0_u32;
     loop {
@@ -215,19 +226,20 @@ async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
                 let sent = done.sent;
                 if book(&shared, &incarnation, done, answer) {
                     failures = 0;
-                    next = sent.plus(interval);
+                    next = sent.plus(incarnation.interval());
                 } else {
                     // Unknown, not lost: tried again until the deadline.
                     failures += 1;
                     count(&shared.counters.renewals_failed);
-                    next = shared.now().plus(shared.backoff(failures).min(interval / 2));
+                    next = shared.now().plus(shared.backoff(failures).min(incarnation.interval() / 2));
                 }
             }
+            () = incarnation.hurry.notified() => next = shared.now(),
             event = incarnation.session.event() => match event {
                 SessionEvent::Gone => shared.end_session(&incarnation, LossReason::SessionEnded),
                 SessionEvent::Removed(id) => {
                     if let Some(hold) = incarnation.hold(id) {
-                        shared.claim_lost(&incarnation, &hold, LossReason::Removed);
+                        shared.claim_lost(&hold, LossReason::Removed);
                     }
                 }
             },
@@ -237,7 +249,7 @@ async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
         if !incarnation.is_over() && renewing.is_none() && shared.now() >= next {
             renewing = start_renewal(&shared, &incarnation);
             if renewing.is_none() {
-                next = shared.now().plus(interval);
+                next = shared.now().plus(incarnation.interval());
             }
         }
     }
@@ -269,7 +281,7 @@ fn start_renewal(shared: &Shared, incarnation: &Incarnation) -> Option<Renewing>
         Some(lease) => Some(lease.before_renewal(now)?),
         None => None,
     };
-    // A hold that is lost locally is not renewed, so no orphan is kept alive (P6).
+    // A hold that is dead locally is not renewed, so no orphan is kept alive (P6).
     let claims: Vec<_> = incarnation
         .holds()
         .into_iter()
@@ -280,7 +292,7 @@ fn start_renewal(shared: &Shared, incarnation: &Incarnation) -> Option<Renewing>
         return None;
     }
     let refs: Vec<ClaimRef> = claims.iter().map(|(hold, _)| hold.claim.clone()).collect();
-    let limit = shared.options.request_timeout.min(renewal_interval(incarnation.ttl));
+    let limit = shared.options.request_timeout.min(incarnation.interval());
     let backend = Arc::clone(&incarnation.session);
     let answer = Box::pin(async move {
         // When the time is over the future is dropped, and with it whatever carries a late answer.
@@ -311,9 +323,11 @@ fn book(
         }
     };
     let mut all_known = true;
+    let mut smallest = incarnation.ttl;
     if let (Some(lease), Some(seen)) = (&incarnation.lease, renewing.session) {
         match renewed.session {
             Some(Renewal::Extended(granted)) => {
+                smallest = smallest.min(granted.ttl);
                 if let Err(reason) = lease.renew(seen, granted, now) {
                     shared.end_session(incarnation, reason);
                 }
@@ -325,16 +339,18 @@ fn book(
     let mut answers: BTreeMap<ClaimId, Renewal> = renewed.claims.into_iter().collect();
     for (hold, seen) in renewing.claims {
         match (answers.remove(&hold.claim.id), &incarnation.lease) {
-            (Some(Renewal::Gone), _) => shared.claim_lost(incarnation, &hold, LossReason::Removed),
+            (Some(Renewal::Gone), _) => shared.claim_lost(&hold, LossReason::Removed),
             (Some(Renewal::Extended(granted)), None) => {
+                smallest = smallest.min(granted.ttl);
                 if let Err(reason) = hold.lease.renew(seen, granted, now) {
-                    shared.claim_lost(incarnation, &hold, reason);
+                    shared.claim_lost(&hold, reason);
                 }
             }
             (Some(Renewal::Unknown) | None, None) => all_known = false,
             (_, Some(_)) => {}
         }
     }
+    incarnation.set_smallest_lease(smallest);
     if all_known {
         count(&shared.counters.renewals);
     }
@@ -342,6 +358,18 @@ fn book(
 }
 
 /// The longest a claim that is renewed no more can live at the store.
-pub(crate) fn afterlife(ttl: Duration) -> Duration {
+fn afterlife(ttl: Duration) -> Duration {
     ttl + margin(ttl)
+}
+
+/// How long the store is asked what became of a claim. By then one that nobody renews is over, whenever its request was
+/// executed within the first half.
+pub(crate) fn time_for_proof(ttl: Duration) -> Duration {
+    afterlife(ttl) * 2
+}
+
+/// The longest that a claim, whose release the store does not confirm, can live: until the asking ends, and with it the
+/// renewals of its session, and one lease more.
+pub(crate) fn expires_within(ttl: Duration) -> Duration {
+    time_for_proof(ttl) + afterlife(ttl)
 }

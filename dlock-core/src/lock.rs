@@ -11,7 +11,6 @@ use crate::guard::LockGuard;
 use crate::hold::locked;
 use crate::holder::Holder;
 use crate::name::LockName;
-use crate::queue::Answer;
 use crate::shared::Liveness;
 
 /// A lock that can be acquired. Cheap to clone; made by [`LockManager::lock`](crate::LockManager::lock), without I/O.
@@ -130,7 +129,7 @@ impl Lock {
         let limit = shared.options.request_timeout;
         match tokio::time::timeout(limit, incarnation.session.observe(&self.name)).await {
             Ok(answer) => Ok(answer?),
-            Err(_) => Err(BackendError::unknown(format!("the store did not answer within {limit:?}")).into()),
+            Err(_) => Err(BackendError::no_answer(limit).into()),
         }
     }
 
@@ -149,22 +148,24 @@ impl Lock {
         limit: Option<Duration>,
     ) -> Result<Option<LockGuard>, AcquireError> {
         let shared = &self.live.0;
-        let Some(mut place) = shared.join(&self.name, patience)? else { return Ok(None) };
-        let answer = match limit {
-            None => (&mut place.answer).await.ok(),
-            Some(limit) => tokio::select! {
-                biased;
-                answer = &mut place.answer => answer.ok(),
-                () = sleep_until(&*shared.clock, place.since.plus(limit)) => Some(place.out_of_time()),
-            },
-        };
-        self.accept(answer)
-    }
-
-    fn accept(&self, answer: Option<Answer>) -> Result<Option<LockGuard>, AcquireError> {
-        let gone = || Err(AcquireError::NoRuntime { name: self.name.clone() });
-        let delivery = answer.unwrap_or_else(gone)?;
-        Ok(delivery.map(|delivery| LockGuard::new(delivery.accept(), self.max_hold, Arc::clone(&self.live))))
+        let deadline = limit.map(|limit| shared.now().plus(limit));
+        loop {
+            let Some(mut place) = shared.join(&self.name, patience)? else { return Ok(None) };
+            let answer = match deadline {
+                None => (&mut place.answer).await.ok(),
+                Some(deadline) => tokio::select! {
+                    biased;
+                    answer = &mut place.answer => answer.ok(),
+                    () = sleep_until(&*shared.clock, deadline) => Some(place.out_of_time()),
+                },
+            };
+            let gone = || Err(AcquireError::NoRuntime { name: self.name.clone() });
+            let Some(delivery) = answer.unwrap_or_else(gone)? else { return Ok(None) };
+            // A grant that was lost on its way to a task which was long not polled is none.
+            if delivery.is_held() {
+                return Ok(Some(LockGuard::new(delivery.accept(), self.max_hold, Arc::clone(&self.live))));
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(10);
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 const LONGEST_OWNER: usize = 256;
 
 /// A client of one store: one session, many locks. Cheap to clone; clones share the session and the local queues.
@@ -128,6 +129,8 @@ impl LockManager {
     /// [`CloseError`] if the store did not confirm within the request time-out; what is left expires by itself.
     pub async fn close(&self) -> Result<(), CloseError> {
         let shared = Arc::clone(&self.live.0);
+        // Guards die and waiters are told here and now, whether or not there is a runtime to tell the store.
+        shared.shut();
         let Some(runtime) = self.live.0.runtime() else { return Ok(()) };
         let ttl = shared.options.ttl;
         let closing = runtime.spawn(shared.close());
@@ -231,9 +234,9 @@ impl LockManagerBuilder {
             ));
         }
         let request_timeout = self.request_timeout.unwrap_or(DEFAULT_REQUEST_TIMEOUT.min(self.ttl));
-        if request_timeout < Duration::from_millis(1) {
+        if request_timeout < Duration::from_millis(1) || request_timeout > LONGEST_REQUEST_TIMEOUT {
             return error(format!(
-                "a request_timeout of {request_timeout:?} is too short: set at least 1 ms"
+                "a request_timeout of {request_timeout:?} cannot work: set 1 ms to {LONGEST_REQUEST_TIMEOUT:?}"
             ));
         }
         if self.max_hold.is_some_and(|longest| longest.is_zero()) {

@@ -52,6 +52,8 @@ struct Entry {
     /// Wakes the driver when a waiter has gone, or the manager closes.
     poke: Arc<Notify>,
     trouble: Option<Box<Trouble>>,
+    /// When it was last known that somebody held the lock.
+    heard: Timestamp,
 }
 
 /// What stands at the store for a name, as far as others than the driver need to know.
@@ -99,6 +101,10 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
+    pub(crate) fn is_held(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.check(self.shared.now()).is_ok())
+    }
+
     pub(crate) fn accept(mut self) -> Arc<Hold> {
         self.hold.take().expect("a delivery is accepted once")
     }
@@ -119,6 +125,7 @@ pub(crate) struct Place {
     pub(crate) since: Timestamp,
     name: LockName,
     id: u64,
+    patience: Patience,
     shared: Arc<Shared>,
 }
 
@@ -127,9 +134,32 @@ impl Place {
     /// none.
     pub(crate) fn out_of_time(&mut self) -> Answer {
         let waited = self.shared.now().since(self.since);
-        let why = self.shared.leave(&self.name, self.id, |entry| out_of_time(entry, &self.name, waited));
+        let why = self.shared.leave(&self.name, self.id, |entry| self.why_not(entry, waited));
         self.answer.close();
         self.answer.try_recv().unwrap_or(Err(why))
+    }
+}
+
+impl Place {
+    /// Why a caller whose time is over got nothing.
+    fn why_not(&self, entry: Option<&Entry>, waited: Duration) -> AcquireError {
+        let name = self.name.clone();
+        let Some(entry) = entry else { return AcquireError::NoRuntime { name } };
+        if let Some(trouble) = &entry.trouble {
+            return trouble.told(name, waited);
+        }
+        let taken = match &entry.stage {
+            Stage::Contended | Stage::Held(_) | Stage::Returned(_) => true,
+            // Between two answers: others held it if one that came meanwhile said so.
+            Stage::Idle | Stage::Leaving(..) => entry.heard >= self.since,
+        };
+        // A try is told `None` by an answer of the store to a request that was made after it came, or nothing.
+        if taken && self.patience == Patience::Queue {
+            AcquireError::Timeout { name, waited }
+        } else {
+            let source = BackendError::unavailable("the store has not answered yet");
+            AcquireError::Unavailable { name, waited, source }
+        }
     }
 }
 
@@ -168,6 +198,7 @@ impl Entry {
             driven: false,
             poke: Arc::new(Notify::new()),
             trouble: None,
+            heard: Timestamp::from_nanos(0),
         }
     }
 
@@ -223,22 +254,6 @@ impl Waiter {
     }
 }
 
-/// Why somebody whose time is over got nothing.
-fn out_of_time(entry: Option<&Entry>, name: &LockName, waited: Duration) -> AcquireError {
-    let name = name.clone();
-    let Some(entry) = entry else { return AcquireError::Timeout { name, waited } };
-    match (entry.trouble.as_deref(), &entry.stage) {
-        (Some(trouble), _) => trouble.told(name, waited),
-        (None, Stage::Idle | Stage::Leaving(..)) => {
-            let source = BackendError::unavailable("the store has not answered yet");
-            AcquireError::Unavailable { name, waited, source }
-        }
-        (None, Stage::Contended | Stage::Held(_) | Stage::Returned(_)) => {
-            AcquireError::Timeout { name, waited }
-        }
-    }
-}
-
 /// Sends answers outside the lock: a waker may run anything.
 fn answer_all(waiters: Vec<Waiter>, answer: impl Fn(&Waiter) -> Answer) {
     for waiter in waiters {
@@ -267,7 +282,8 @@ impl Shared {
         }
         let entry = names.entries.entry(name.clone()).or_insert_with(Entry::new);
         let taken = match &entry.stage {
-            Stage::Contended => true,
+            // With nobody waiting in earnest the answer belongs to the past.
+            Stage::Contended => entry.has_queued(),
             Stage::Held(hold) => {
                 if hold.check(now).is_ok() {
                     true
@@ -293,7 +309,7 @@ impl Shared {
         if start {
             self.run(driver::drive(Arc::clone(self), name.clone()));
         }
-        Ok(Some(Place { answer, since: now, name: name.clone(), id, shared: Arc::clone(self) }))
+        Ok(Some(Place { answer, since: now, name: name.clone(), id, patience, shared: Arc::clone(self) }))
     }
 
     /// Takes a waiter out of the queue, and looks at the entry under the same lock: without the waiter its driver may
@@ -314,10 +330,10 @@ impl Shared {
 
     /// Releases a guard: it dies here, and the store is told by the driver. False if it was lost before.
     ///
-    /// The reply is sent when the store has confirmed.
+    /// The reply is sent when the store has confirmed; who waits for it has the request started on the spot. A drop only
+    /// spawns: it may happen anywhere, in a runtime that shuts down and in a panic too.
     pub(crate) fn release(self: &Arc<Self>, hold: &Arc<Hold>, reply: Option<ReleaseReply>) -> bool {
-        // A backend that panics must not meet a guard that is dropped by a panic.
-        let inline = !std::thread::panicking();
+        let inline = reply.is_some();
         let mut was_held = false;
         // Dead before it leaves the stage, under one lock: nobody can take the release for a loss.
         let start = self.leave_stage(hold, |hold| {
@@ -386,11 +402,10 @@ impl Shared {
         })
     }
 
-    /// Turns every waiter away, kills every guard, and returns once no driver runs any more, or after the time given.
-    /// The guards are returned for the session's last request.
-    pub(crate) async fn drain(self: &Arc<Self>, limit: Duration) -> Vec<Arc<Hold>> {
-        let mut out = Vec::new();
+    /// Turns every waiter away and kills every guard; later callers are turned away too. Needs no runtime.
+    pub(crate) fn shut(&self) {
         let mut turned_away = Vec::new();
+        let mut out = Vec::new();
         {
             let mut names = locked(&self.queues.names);
             names.closed = true;
@@ -405,29 +420,35 @@ impl Shared {
                 true
             });
         }
-        for (name, waiter) in turned_away {
-            drop(waiter.reply.send(Err(AcquireError::Closed { name })));
-        }
         for hold in &out {
-            // Guards die locally before anything is sent.
+            // Guards die locally before anything is sent; the session's last request names what was out.
             if hold.lose(LossReason::Closed) {
                 self.counters.lost(LossReason::Closed);
             }
         }
-        out.sort_by_key(|a| a.claim.id);
-        let empty = async {
-            loop {
-                let mut drained = std::pin::pin!(self.queues.drained.notified());
-                drained.as_mut().enable();
-                if locked(&self.queues.names).entries.is_empty() {
-                    return;
-                }
-                drained.await;
+        // The map has no order; a simulation needs one.
+        turned_away.sort_by_key(|(_, waiter)| waiter.id);
+        for (name, waiter) in turned_away {
+            drop(waiter.reply.send(Err(AcquireError::Closed { name })));
+        }
+    }
+
+    /// Waits until no driver runs any more, after [`shut`](Self::shut).
+    pub(crate) async fn drained(&self) {
+        loop {
+            let mut drained = std::pin::pin!(self.queues.drained.notified());
+            drained.as_mut().enable();
+            if locked(&self.queues.names).entries.is_empty() {
+                return;
             }
-        };
-        // What is not over by then is a store that does not answer; ending the session ends it.
-        drop(tokio::time::timeout(limit, empty).await);
-        out
+            drained.await;
+        }
+    }
+
+    /// Why the store fails for a name, if it does.
+    pub(crate) fn last_failure(&self, name: &LockName) -> Option<BackendError> {
+        let names = locked(&self.queues.names);
+        names.entries.get(name)?.trouble.as_ref().map(|trouble| trouble.error.clone())
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -487,10 +508,12 @@ impl Shared {
     /// Books an answer that somebody else is ahead: tries up to `upto` are told. True if a try that came later is left,
     /// to whom the answer says nothing.
     pub(crate) fn contended(&self, name: &LockName, upto: u64) -> bool {
+        let now = self.now();
         let mut names = locked(&self.queues.names);
         let Some(entry) = names.entries.get_mut(name) else { return false };
         entry.trouble = None;
         entry.stage = Stage::Contended;
+        entry.heard = now;
         let told = entry.take_tries(upto);
         let left = entry.tries > 0;
         drop(names);
@@ -502,6 +525,14 @@ impl Shared {
     pub(crate) fn answered(&self, name: &LockName) {
         if let Some(entry) = locked(&self.queues.names).entries.get_mut(name) {
             entry.trouble = None;
+        }
+    }
+
+    /// Books that it is known what became of a request. Whether the store is well the next answer tells.
+    pub(crate) fn resolved(&self, name: &LockName) {
+        let mut names = locked(&self.queues.names);
+        if let Some(trouble) = names.entries.get_mut(name).and_then(|entry| entry.trouble.as_mut()) {
+            trouble.unresolved = false;
         }
     }
 
@@ -526,13 +557,17 @@ impl Shared {
         self.turn_away(name, |_| true, |name, _| AcquireError::Refused { name, source: error.clone() });
     }
 
-    /// Turns away the tries, since the store can grant only later; those who wait on do.
+    /// Turns away the tries, since the store can grant only later; those who wait on do, and it is no failure.
     pub(crate) fn not_ready(&self, name: &LockName, error: &BackendError) {
         self.turn_away(name, Waiter::is_try, |name, waited| AcquireError::Unavailable {
             name,
             waited,
             source: error.clone(),
         });
+        let since = self.now();
+        if let Some(entry) = locked(&self.queues.names).entries.get_mut(name) {
+            entry.trouble = Some(Box::new(Trouble { since, error: error.clone(), unresolved: false }));
+        }
     }
 
     fn turn_away(
@@ -556,12 +591,15 @@ impl Shared {
         let mut delivery = Delivery { hold: Some(Arc::clone(&hold)), shared: Arc::clone(self) };
         loop {
             let mut names = locked(&self.queues.names);
-            let entry = names.entries.get_mut(name);
+            // Under the lock under which losses are booked: a loss is either seen here, or finds the guard out.
+            let now = self.now();
+            let entry = names.entries.get_mut(name).filter(|_| hold.check(now).is_ok());
             let Some((entry, first)) = entry.and_then(|entry| entry.pop().map(|first| (entry, first))) else {
                 delivery.hold = None;
                 return Err(hold);
             };
             entry.stage = Stage::Held(Arc::clone(&hold));
+            entry.heard = now;
             drop(names);
             if let Err(Ok(Some(bounced))) = first.reply.send(Ok(Some(delivery))) {
                 delivery = bounced;
