@@ -138,6 +138,14 @@ macro_rules! for_each_process_case {
     ($($callback:tt)::+ $(, $($extra:tt)*)?) => {
         $($callback)::+! {
             [$($($extra)*)?]
+            processes {
+                processes_exclude_each_other
+                frozen_processes_lose_their_locks
+                killed_holders_are_replaced
+                killed_waiters_are_in_nobodys_way
+                kills_in_a_contest
+                tokens_rise_over_processes
+            }
         }
     };
 }

@@ -5,6 +5,7 @@ pub mod exclusion;
 pub mod lifecycle;
 pub mod loss;
 pub mod names;
+pub mod processes;
 pub mod settle;
 pub mod tokens;
 pub mod unknown;
