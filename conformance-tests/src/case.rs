@@ -3,8 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::fixture::{Fixture, Time};
+use async_trait::async_trait;
+use dlock_core::Clock;
+
+use crate::fixture::{Client, Fixture, Profile, Setup, Time};
 use crate::patience::{soon, until};
 
 /// One case: what it checks, and how.
@@ -107,6 +112,7 @@ macro_rules! for_each_case {
                 tokens_survive_a_restart
                 stale_writes_are_refused
                 tokens_of_waiters_rise
+                tokens_of_slow_grants_are_their_own
             }
             names {
                 nasty_names_work
@@ -257,9 +263,64 @@ pub fn test(time: Time, fixture: Pin<Box<dyn Future<Output = Box<dyn Fixture>>>>
 pub async fn run(fixture: &dyn Fixture, case: Case) {
     // Long enough for a case that waits many times; it only ends cases that hang.
     let limit = fixture.profile().patience() * 4;
+    let fixture = &Keeping { fixture, clients: Mutex::default() };
     let ended = tokio::time::timeout(limit, (case.run)(fixture)).await;
     assert!(ended.is_ok(), "case {} hangs on {}", case.name, fixture.profile().backend);
     nothing_is_left(fixture).await;
+}
+
+/// Keeps the clients of a case alive until it was checked that nothing is left.
+struct Keeping<'a> {
+    fixture: &'a dyn Fixture,
+    clients: Mutex<Vec<Client>>,
+}
+
+#[async_trait]
+impl Fixture for Keeping<'_> {
+    fn profile(&self) -> &Profile {
+        self.fixture.profile()
+    }
+
+    async fn client(&self, setup: Setup) -> Client {
+        let is_dropped = setup.is_dropped;
+        let client = self.fixture.client(setup).await;
+        if !is_dropped {
+            self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(client.clone());
+        }
+        client
+    }
+
+    async fn residue(&self) -> Vec<String> {
+        self.fixture.residue().await
+    }
+
+    async fn footprint(&self) -> usize {
+        self.fixture.footprint().await
+    }
+
+    async fn remove(&self, name: &str) {
+        self.fixture.remove(name).await;
+    }
+
+    async fn end_session(&self, client: &Client) {
+        self.fixture.end_session(client).await;
+    }
+
+    async fn crash(&self, client: &Client) {
+        self.fixture.crash(client).await;
+    }
+
+    async fn restart(&self) {
+        self.fixture.restart().await;
+    }
+
+    fn worker(&self) -> Option<Command> {
+        self.fixture.worker()
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.fixture.clock()
+    }
 }
 
 /// Waits until nothing is left at the store, or panics with what is.

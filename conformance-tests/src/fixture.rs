@@ -222,6 +222,8 @@ pub struct Setup {
     pub give_up_after: Option<Duration>,
     /// The longest hold.
     pub max_hold: Option<Duration>,
+    /// Whether the case means to drop every handle of the client.
+    pub is_dropped: bool,
 }
 
 impl Setup {
@@ -257,6 +259,13 @@ impl Setup {
     /// Sets the longest hold.
     pub fn max_hold(mut self, limit: Duration) -> Self {
         self.max_hold = Some(limit);
+        self
+    }
+
+    /// Says that the case drops every handle of the client. Others are kept until nothing is left at the store, so that
+    /// what a client leaves behind is not cleared away with its session.
+    pub fn dropped(mut self) -> Self {
+        self.is_dropped = true;
         self
     }
 

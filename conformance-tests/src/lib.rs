@@ -24,6 +24,7 @@ pub mod fixture;
 pub mod fixtures;
 pub mod history;
 pub mod patience;
+pub mod sabotage;
 pub mod simulation;
 pub mod worker;
 

@@ -206,7 +206,7 @@ pub async fn cancel_while_opening(fx: &dyn Fixture) {
     let profile = fx.profile();
     let next = fx.client(Setup::new()).await;
     for step in 0..6 {
-        let client = fx.client(Setup::new()).await;
+        let client = fx.client(Setup::new().dropped()).await;
         client.faults.delay_reply(Op::Open, profile.moment() * 2);
         client.faults.delay_reply(Op::Claim, profile.moment() * 2);
         let waiting = spawn_acquire(&client.lock("opening"));

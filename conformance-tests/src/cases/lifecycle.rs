@@ -106,7 +106,7 @@ pub async fn drop_releases(fx: &dyn Fixture) {
 pub async fn guards_outlive_their_manager(fx: &dyn Fixture) {
     let profile = fx.profile();
     let other = fx.client(Setup::new()).await;
-    let client = fx.client(Setup::new()).await;
+    let client = fx.client(Setup::new().dropped()).await;
     let released = client.lock("outlives").acquire().await.expect("the lock is free");
     let dropped = client.lock("outlives-too").acquire().await.expect("the lock is free");
     drop(client);
@@ -128,7 +128,7 @@ pub async fn guards_outlive_their_manager(fx: &dyn Fixture) {
 /// A guard can be dropped outside a runtime: it does not panic, and frees the lock.
 pub async fn drop_outside_a_runtime(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let (client, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let (client, other) = (fx.client(Setup::new().dropped()).await, fx.client(Setup::new()).await);
     let guard = client.lock("outside").acquire().await.expect("the lock is free");
     let elsewhere = std::thread::spawn(move || {
         assert!(guard.is_held());
@@ -154,7 +154,7 @@ pub async fn drop_during_runtime_shutdown(fx: &dyn Fixture) {
         let ended = scope.spawn(move || {
             let runtime = runtime(profile);
             let (guard, client) = runtime.block_on(async {
-                let client = fx.client(Setup::new()).await;
+                let client = fx.client(Setup::new().dropped()).await;
                 let held = client.lock("shutdown-1").acquire().await.expect("the lock is free");
                 let bomb = DropsIn { guard: Some(held), dropped: flag };
                 drop(tokio::spawn(async move {
@@ -203,7 +203,7 @@ pub async fn a_gone_runtime_is_an_error(fx: &dyn Fixture) {
         let ended = scope.spawn(move || {
             let runtime = runtime(profile);
             let client = runtime.block_on(async {
-                let client = fx.client(Setup::new()).await;
+                let client = fx.client(Setup::new().dropped()).await;
                 client.locks.open().await.expect("the store answers");
                 client
             });

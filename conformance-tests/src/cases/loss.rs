@@ -210,6 +210,9 @@ pub async fn late_renewal_is_not_booked_to_a_later_one(fx: &dyn Fixture) {
     holder.faults.delay_reply(Op::Renew, profile.renewal() * 3 / 2);
     soon(profile, "a renewal is sent", until(profile, async || holder.faults.count(Op::Renew) > sent)).await;
     holder.faults.on(Op::Renew, |_| Fault::BlackHole);
+    tokio::time::sleep(profile.renewal() * 3 / 2 + profile.moment()).await;
+    // Nor does the store get through to tell that the session is over.
+    holder.faults.black_hole();
     guard.crashed();
     let successor = take_over(profile, &contest, &other, &[&guard]).await;
     holder.faults.heal();

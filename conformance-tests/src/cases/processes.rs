@@ -132,11 +132,11 @@ pub async fn killed_holders_are_replaced(fx: &dyn Fixture) {
         if !waits {
             next.order(acquire).await;
         }
-        let taken =
+        let answer =
             within(profile, profile.takeover(), "P4: a killed holder is replaced", next.answer()).await;
-        let Some(Answer::Got { token: taken }) = taken else { panic!("not got: {taken:?}") };
-        assert!(taken > token, "P2 broken: the token did not rise");
-        last = taken;
+        let Some(Answer::Got { token: greater }) = answer else { panic!("not got: {answer:?}") };
+        assert!(greater > token, "P2 broken: the token did not rise");
+        last = greater;
         assert_eq!(next.ask(release()).await, Answer::Done);
         next.kill().await;
     }

@@ -1,6 +1,7 @@
 //! P2: tokens rise, whatever happens, and belong to their guards.
 
 use dlock_core::FencingToken;
+use dlock_core::faults::Op;
 
 use super::loss::take_over;
 use crate::contest::Contest;
@@ -124,6 +125,41 @@ pub async fn stale_writes_are_refused(fx: &dyn Fixture) {
     let again = again.expect("the store answers");
     assert!(again.write(&register, 4), "P2 broken: the resource refused the write of the holder");
     again.release().await.expect("the store answers");
+    contest.history.assert_sound();
+}
+
+/// P1, P2: a grant whose answer is slow has the token it was granted with, also if the store gave the lock to somebody else
+/// before the answer arrived: no two guards ever have one token.
+pub async fn tokens_of_slow_grants_are_their_own(fx: &dyn Fixture) {
+    let profile = fx.profile();
+    let contest = Contest::new(fx, "slow");
+    for quarters in 1..4 {
+        let (slow, other) =
+            (fx.client(Setup::new().request_timeout(profile.ttl)).await, fx.client(Setup::new()).await);
+        slow.locks.open().await.expect("the store answers");
+        slow.faults.delay_reply(Op::Claim, profile.ttl / 8);
+        let asking = |client: &Client, who: &'static str| {
+            let (contest, lock, moment) = (contest.clone(), contest.lock(client), profile.moment());
+            tokio::spawn(async move {
+                let guard = contest.history.acquire(who, &lock).await.expect("the store answers");
+                for _ in 0..5 {
+                    tokio::time::sleep(moment).await;
+                    guard.is_held();
+                }
+                drop(guard.release().await);
+            })
+        };
+        let slowly = asking(&slow, "slow");
+        tokio::time::sleep(profile.moment()).await;
+        // To the store its process is dead; its answer is still on the way.
+        fx.crash(&slow).await;
+        let quickly = asking(&other, "other");
+        tokio::time::sleep(profile.ttl * quarters / 4).await;
+        slow.faults.heal();
+        for task in [slowly, quickly] {
+            soon(profile, "everybody gets the lock", task).await.expect("the task does not panic");
+        }
+    }
     contest.history.assert_sound();
 }
 
