@@ -1,6 +1,6 @@
 //! Random schedules of faults; see `conformance_tests::simulation`.
 //!
-//! `DLOCK_SIMULATION_SCHEDULES` says how many (20,000), `DLOCK_SIMULATION_START` from which seed on (0), and
+//! `DLOCK_SIMULATION_SCHEDULES` says how many (100,000), `DLOCK_SIMULATION_START` from which seed on (0), and
 //! `DLOCK_SIMULATION_SEED` plays a single one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ fn every_schedule_keeps_the_promises() {
         return;
     }
     let start = setting("DLOCK_SIMULATION_START").unwrap_or(0);
-    let schedules = setting("DLOCK_SIMULATION_SCHEDULES").unwrap_or(20_000);
+    let schedules = setting("DLOCK_SIMULATION_SCHEDULES").unwrap_or(100_000);
     let next = AtomicU64::new(start);
     let (tally, failures) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
