@@ -181,7 +181,7 @@ impl LockGuard {
     /// # Errors
     ///
     /// [`ReleaseError`] if the store did not confirm within the request time-out. Unless the store refused it, or the
-    /// runtime is gone, the release is repeated in the background. Where the store does not confirm for two leases, the
+    /// runtime is gone, the release is repeated in the background. Where the store does not confirm for a lease, the
     /// session that keeps the claim alive is ended as well.
     pub async fn release(mut self) -> Result<ReleaseOutcome, ReleaseError> {
         self.held = false;
@@ -208,7 +208,7 @@ impl LockGuard {
             () = timer => None,
         };
         let source = source.or_else(|| shared.last_failure(self.name()));
-        let expires_within = expires_within(self.hold.incarnation.ttl);
+        let expires_within = expires_within(&self.hold.incarnation);
         Err(ReleaseError { name: self.name().clone(), expires_within, source })
     }
 

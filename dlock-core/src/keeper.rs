@@ -357,19 +357,15 @@ fn book(
     all_known
 }
 
-/// The longest a claim that is renewed no more can live at the store.
-fn afterlife(ttl: Duration) -> Duration {
-    ttl + margin(ttl)
-}
-
-/// How long the store is asked what became of a claim. By then one that nobody renews is over, whenever its request was
-/// executed within the first half.
+/// How long the store is asked what became of a claim: just below a lease. After it the claim has run out, or its session
+/// is ended.
 pub(crate) fn time_for_proof(ttl: Duration) -> Duration {
-    afterlife(ttl) * 2
+    ttl.saturating_sub(margin(ttl) * 2)
 }
 
-/// The longest that a claim, whose release the store does not confirm, can live: until the asking ends, and with it the
-/// renewals of its session, and one lease more.
-pub(crate) fn expires_within(ttl: Duration) -> Duration {
-    time_for_proof(ttl) + afterlife(ttl)
+/// The longest that a claim can live whose release the store does not confirm: until the asking ends, and with it the
+/// renewals of the session that keeps the claim alive, and one lease more. A claim with its own lease has that only.
+pub(crate) fn expires_within(incarnation: &Incarnation) -> Duration {
+    let lease = incarnation.ttl + margin(incarnation.ttl);
+    if incarnation.lease.is_some() { time_for_proof(incarnation.ttl) + lease } else { lease }
 }
