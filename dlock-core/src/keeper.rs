@@ -262,7 +262,8 @@ fn earliest_deadline(incarnation: &Incarnation) -> Timestamp {
     match &incarnation.lease {
         Some(lease) => lease.check(start).unwrap_or(never),
         None => {
-            incarnation.holds().iter().filter_map(|hold| hold.lease.check(start).ok()).min().unwrap_or(never)
+            // A dead hold stays until its release is confirmed; its deadline, long past, wakes nobody.
+            incarnation.holds().iter().filter_map(|hold| hold.check(start).ok()).min().unwrap_or(never)
         }
     }
 }
