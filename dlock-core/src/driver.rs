@@ -66,7 +66,7 @@ enum Asked {
     /// Certainly not executed.
     Failed(BackendError),
     /// It was not known, and is now: nothing of it is at the store. Ask with a fresh id.
-    Absent(BackendError),
+    Absent,
     /// It was never known. Nobody renews the claim, and it is over by now.
     Expired(BackendError),
     /// The incarnation is over.
@@ -121,7 +121,7 @@ impl Driver {
                     match self.wait_turn(&incarnation, &claim, &cookie).await {
                         Woken::Ask => {}
                         Woken::Nobody => return self.withdraw(&incarnation, &claim, None, None).await,
-                        Woken::Over => return self.again(&session_over()).await,
+                        Woken::Over => return self.session_ended().await,
                     }
                 }
                 Asked::Busy(busy) => return self.busy(&incarnation, &request, busy, upto).await,
@@ -138,21 +138,28 @@ impl Driver {
                     }
                     return self.trouble(&error).await;
                 }
-                Asked::Absent(error) => return self.again(&error).await,
+                Asked::Absent => {
+                    // Booked as a failure when it was one; that the store tells of it now is none.
+                    self.failures += 1;
+                    if self.failures > 1 {
+                        self.rest(self.shared.backoff(self.failures - 1)).await;
+                    }
+                    return;
+                }
                 Asked::Expired(error) => return self.trouble(&error).await,
-                Asked::Over => return self.again(&session_over()).await,
+                Asked::Over => return self.session_ended().await,
             }
             upto = self.shared.demand(&self.name).map_or(upto, |demand| demand.upto);
         }
     }
 
-    /// A claim came to nothing through no fault of its own. Those who wait go on with a fresh one: at once if the store
-    /// has answered as it should since the last failure, else after a pause.
-    async fn again(&mut self, error: &BackendError) {
+    /// The incarnation ended under a claim. Those who wait go on under the next one: at once if the store has answered as
+    /// it should since the last failure, else after a pause.
+    async fn session_ended(&mut self) {
         if self.failures == 0 {
             self.failures = 1;
         } else {
-            self.trouble(error).await;
+            self.trouble(&session_over()).await;
         }
     }
 
@@ -215,7 +222,7 @@ impl Driver {
                 Ok(Ok(resolution)) => {
                     self.shared.resolved(&self.name);
                     return match resolution {
-                        Resolution::Absent => Asked::Absent(error),
+                        Resolution::Absent => Asked::Absent,
                         Resolution::Waiting(cookie) => Asked::Waiting(cookie),
                         Resolution::Granted(grant) => Asked::Granted(grant),
                     };
@@ -229,10 +236,10 @@ impl Driver {
             };
             // Before the pause: who comes during it is not turned away for a failure older than himself.
             self.shared.failed(&self.name, &failure, true);
-            self.pause(incarnation).await;
             if self.shared.now() >= give_up_at {
                 return self.unproved(incarnation, failure);
             }
+            self.pause(incarnation, give_up_at).await;
         }
     }
 
@@ -469,7 +476,7 @@ impl Driver {
                 ErrorKind::Unknown => {
                     unanswered = true;
                     match self.resolve(incarnation, claim, error).await {
-                        Asked::Absent(_) => {
+                        Asked::Absent => {
                             self.shared.answered(&self.name);
                             return answer(Ok(ReleaseOutcome::Released));
                         }
@@ -482,19 +489,17 @@ impl Driver {
                         Asked::Waiting(_) | Asked::Busy(_) | Asked::Failed(_) => {}
                     }
                     // Still there: released again, the first time at once.
-                    if attempts > 1 {
-                        self.pause(incarnation).await;
+                    if attempts == 1 {
+                        continue;
                     }
                 }
-                _ => {
-                    self.shared.failed(&self.name, &error, true);
-                    self.pause(incarnation).await;
-                }
+                _ => self.shared.failed(&self.name, &error, true),
             }
             if self.shared.now() >= give_up_at {
                 self.unproved(incarnation, session_over());
                 return answer(Err(BackendError::unknown("the store did not confirm the release")));
             }
+            self.pause(incarnation, give_up_at).await;
         }
     }
 
@@ -513,6 +518,11 @@ impl Driver {
                 self.shared.backoff(self.failures)
             }
         };
+        self.rest(pause).await;
+    }
+
+    /// A pause before the next attempt, cut short when nobody waits any more.
+    async fn rest(&mut self, pause: Duration) {
         let until = self.shared.now().plus(pause);
         while self.shared.demand(&self.name).is_some() {
             tokio::select! {
@@ -523,10 +533,10 @@ impl Driver {
         }
     }
 
-    /// A pause before the next attempt, cut short by the end of the incarnation.
-    async fn pause(&mut self, incarnation: &Incarnation) {
+    /// A pause before the next attempt, until `latest` at the latest, cut short by the end of the incarnation.
+    async fn pause(&mut self, incarnation: &Incarnation, latest: Timestamp) {
         self.failures += 1;
-        let until = self.shared.now().plus(self.shared.backoff(self.failures));
+        let until = self.shared.now().plus(self.shared.backoff(self.failures)).min(latest);
         tokio::select! {
             biased;
             () = incarnation.ended() => {}
