@@ -196,6 +196,9 @@ impl LockManagerBuilder {
     }
 
     /// The clock to read; the machine's by default.
+    ///
+    /// On a paused tokio clock set a [`TestClock`](crate::TestClock), which follows it: the machine's clock goes on, and
+    /// time-outs counted by it would not elapse.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

@@ -153,7 +153,37 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::counts;
+
+    /// ARCHITECTURE.md drifts unless something holds it against the tree.
+    #[test]
+    fn the_code_map_names_every_crate_and_every_file_of_core() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let map = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+        let names = |folder: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+            entries.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+        };
+        for crate_folder in names(root).iter().filter(|name| root.join(name).join("Cargo.toml").exists()) {
+            assert!(
+                map.contains(&format!("`{crate_folder}`")),
+                "ARCHITECTURE.md leaves out the crate {crate_folder}"
+            );
+        }
+        let core = root.join("dlock-core/src");
+        for file in names(&core).iter().filter(|name| *name != "lib.rs") {
+            let file = file.strip_suffix(".rs").map_or_else(|| format!("`{file}/`"), |_| format!("`{file}`"));
+            // A folder's own `name.rs` is described with the folder.
+            let folder = core.join(file.trim_matches('`').trim_end_matches(".rs")).is_dir();
+            assert!(folder || map.contains(&file), "ARCHITECTURE.md leaves out dlock-core/src/{file}");
+        }
+        let named = map.split('`').filter(|word| word.ends_with(".rs") && !word.contains(' '));
+        for word in named.filter(|word| !word.contains('/')) {
+            assert!(core.join(word).exists(), "ARCHITECTURE.md names {word}, which is not in dlock-core/src");
+        }
+    }
 
     #[test]
     fn reads_the_summary_of_a_test_program() {
