@@ -158,8 +158,12 @@ macro_rules! for_each_process_case {
 
 /// Emits a module with one test for each case, over the fixture that an async expression makes anew for each.
 ///
-/// ```ignore
-/// conformance_tests::conformance_suite!(my_backend, Time::Real, MyFixture::start().await);
+/// ```
+/// use conformance_tests::fixtures::SqliteFixture;
+/// use conformance_tests::{Time, conformance_suite};
+///
+/// conformance_suite!(sqlite, Time::Real, SqliteFixture::new());
+/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! conformance_suite {

@@ -120,7 +120,7 @@ impl Profile {
         Self {
             time: Time::Real,
             ttl,
-            request_timeout: ttl,
+            request_timeout: ttl / 2,
             handoff: Duration::from_millis(250),
             bulk_names: 2_000,
             ..Self::simulated(guarantees)

@@ -15,7 +15,7 @@ pub async fn lost_reply_of_a_claim(fx: &dyn Fixture) {
     for fault in [Fault::DropReply, Fault::Unknown(std::time::Duration::ZERO)] {
         let contest = Contest::new(fx, "lost-reply");
         let (client, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
-        for lost in 1..=3 {
+        for lost in 1..=profile.rounds(6) as u64 {
             client.faults.next_of(Op::Claim, lost, fault);
             let lock = contest.lock(&client);
             let guard = soon(profile, "a claim is resolved", contest.history.acquire("client", &lock)).await;
