@@ -162,18 +162,19 @@ mod tests {
     fn the_code_map_names_every_crate_and_every_file_of_core() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let map = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
-        let names = |folder: &Path| -> Vec<String> {
+        let entries_of = |folder: &Path| -> Vec<String> {
             let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
             entries.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
         };
-        for crate_folder in names(root).iter().filter(|name| root.join(name).join("Cargo.toml").exists()) {
+        for crate_folder in entries_of(root).iter().filter(|name| root.join(name).join("Cargo.toml").exists())
+        {
             assert!(
                 map.contains(&format!("`{crate_folder}`")),
                 "ARCHITECTURE.md leaves out the crate {crate_folder}"
             );
         }
         let core = root.join("dlock-core/src");
-        for file in names(&core).iter().filter(|name| *name != "lib.rs") {
+        for file in entries_of(&core).iter().filter(|name| *name != "lib.rs") {
             let file = file.strip_suffix(".rs").map_or_else(|| format!("`{file}/`"), |_| format!("`{file}`"));
             // A folder's own `name.rs` is described with the folder.
             let folder = core.join(file.trim_matches('`').trim_end_matches(".rs")).is_dir();
