@@ -183,33 +183,44 @@ impl Driver {
             Ok(Ok(ClaimReply::Waiting(cookie))) => Asked::Waiting(cookie),
             Ok(Ok(ClaimReply::Busy(busy))) => Asked::Busy(busy),
             Ok(Err(error)) => match error.kind() {
-                ErrorKind::Unknown => self.resolve(incarnation, &request.claim, error).await,
+                ErrorKind::Unknown => self.find_out(incarnation, &request.claim, error).await,
                 ErrorKind::SessionGone => {
                     self.shared.end_session(incarnation, LossReason::SessionEnded);
                     Asked::Over
                 }
                 _ => Asked::Failed(error),
             },
-            Err(_) => self.resolve(incarnation, &request.claim, BackendError::no_answer(limit)).await,
+            Err(_) => self.find_out(incarnation, &request.claim, BackendError::no_answer(limit)).await,
         }
     }
 
-    /// Finds out what became of a claim or its release. Until that is proved, the name is not tried again under this
-    /// incarnation; where it cannot be for [`time_for_proof`], the session ends, or the claim that nobody renews has.
-    async fn resolve(
+    /// Finds out what became of a claim, in the time there is for proof from now on.
+    async fn find_out(
         &mut self,
         incarnation: &Arc<Incarnation>,
         claim: &ClaimRef,
         error: BackendError,
     ) -> Asked {
-        count(&self.shared.counters.unknown);
         let give_up_at = self.shared.now().plus(time_for_proof(incarnation.ttl));
+        self.resolve(incarnation, claim, error, give_up_at).await
+    }
+
+    /// Finds out what became of a claim or its release. Until that is proved, the name is not tried again under this
+    /// incarnation; where it cannot be until `give_up_at`, the session ends, or the claim that nobody renews has.
+    async fn resolve(
+        &mut self,
+        incarnation: &Arc<Incarnation>,
+        claim: &ClaimRef,
+        error: BackendError,
+        give_up_at: Timestamp,
+    ) -> Asked {
+        count(&self.shared.counters.unknown);
         self.shared.failed(&self.name, &error, true);
         loop {
             if incarnation.is_over() {
                 return Asked::Over;
             }
-            let limit = self.shared.options.request_timeout;
+            let limit = self.time_left(give_up_at);
             let answer = tokio::select! {
                 biased;
                 answer = tokio::time::timeout(limit, incarnation.session.resolve(claim)) => answer,
@@ -440,7 +451,7 @@ impl Driver {
                 return answer(Err(session_over()));
             }
             attempts += 1;
-            let limit = self.shared.options.request_timeout;
+            let limit = self.time_left(give_up_at);
             let unpaid = paid_at.map_or(Duration::ZERO, |paid_at| paid_at.since(self.shared.now()));
             let request = ReleaseRequest::new(claim.clone()).unpaid(unpaid);
             let released = tokio::select! {
@@ -475,7 +486,7 @@ impl Driver {
                 }
                 ErrorKind::Unknown => {
                     unanswered = true;
-                    match self.resolve(incarnation, claim, error).await {
+                    match self.resolve(incarnation, claim, error, give_up_at).await {
                         Asked::Absent => {
                             self.shared.answered(&self.name);
                             return answer(Ok(ReleaseOutcome::Released));
@@ -501,6 +512,12 @@ impl Driver {
             }
             self.pause(incarnation, give_up_at).await;
         }
+    }
+
+    /// The time-out of a request that is of no use after `give_up_at`: what the caller is told of how long a claim can live
+    /// counts on the end (P6).
+    fn time_left(&self, give_up_at: Timestamp) -> Duration {
+        self.shared.options.request_timeout.min(give_up_at.since(self.shared.now()))
     }
 
     /// The store failed: tell those whom it concerns, and wait before the next attempt.
