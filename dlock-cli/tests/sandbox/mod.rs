@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use dlock::{Clock, SystemClock};
@@ -17,6 +19,27 @@ use tempfile::TempDir;
 /// Long enough for anything that happens at all, on a machine that does much else.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Gives programs that are started from here the default for every signal that these tests send.
+///
+/// What started the tests may have had some ignored (a background job of a shell, `nohup`, many a CI), and that is
+/// inherited. A handler is not; one for a signal that was ignored anyway changes nothing here.
+fn heed_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+        for signal in
+            [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2, Signal::TSTP]
+        {
+            let number = signal.as_raw();
+            if ignored & (1 << (number - 1)) != 0 {
+                signal_hook::flag::register(number, Arc::new(AtomicBool::new(false))).unwrap();
+            }
+        }
+    });
+}
+
 /// A folder for one test. When it is dropped nothing of the processes may be left, and no lock either.
 pub(crate) struct Sandbox {
     folder: TempDir,
@@ -26,6 +49,7 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new() -> Self {
+        heed_signals();
         Self { folder: TempDir::new().unwrap(), leaves_rows: false }
     }
 
