@@ -120,7 +120,7 @@ impl Profile {
         Self {
             time: Time::Real,
             ttl,
-            request_timeout: ttl / 2,
+            request_timeout: ttl * 3 / 2,
             handoff: Duration::from_millis(250),
             bulk_names: 2_000,
             ..Self::simulated(guarantees)
@@ -179,6 +179,12 @@ impl Profile {
             Time::Simulated => Duration::from_secs(600),
             Time::Real => Duration::from_secs(30),
         }
+    }
+
+    /// How long a request may take of a client whose requests are going to be unanswered: a busy machine may make it
+    /// wait in vain now and then.
+    pub fn short_timeout(&self) -> Duration {
+        self.request_timeout.min(self.ttl / 2)
     }
 
     /// The time between two renewals.
@@ -248,6 +254,11 @@ impl Setup {
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = Some(limit);
         self
+    }
+
+    /// Sets the [short time-out](Profile::short_timeout): for a client whose requests are going to be unanswered.
+    pub fn impatient(self, profile: &Profile) -> Self {
+        self.request_timeout(profile.short_timeout())
     }
 
     /// Sets how long an unreachable store is asked again.

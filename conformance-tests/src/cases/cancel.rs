@@ -86,8 +86,11 @@ pub async fn cancel_at_every_poll_of_a_wait(fx: &dyn Fixture) {
 /// As [`cancel_at_every_poll`], by time: the future is dropped while its request, its wait or its release is under way.
 pub async fn cancel_at_every_moment(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let (holder, client, next) =
-        (fx.client(Setup::new()).await, fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let (holder, client, next) = (
+        fx.client(Setup::new()).await,
+        fx.client(Setup::new().impatient(profile)).await,
+        fx.client(Setup::new()).await,
+    );
     client.locks.open().await.expect("the store answers");
     let moment = profile.moment();
     for op in [Op::Claim, Op::Release, Op::Resolve] {

@@ -37,7 +37,7 @@ pub async fn release_says_what_happened(fx: &dyn Fixture) {
 /// P7: no release frees a successor's claim: not a late one, not a repeated one, not the drop of a lost guard.
 pub async fn release_spares_the_successor(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let (client, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let (client, other) = (fx.client(Setup::new().impatient(profile)).await, fx.client(Setup::new()).await);
     for dropped in [false, true] {
         let guard = client.lock("spared").acquire().await.expect("the lock is free");
         fx.remove("spared").await;
@@ -50,7 +50,7 @@ pub async fn release_spares_the_successor(fx: &dyn Fixture) {
             drop(soon(profile, "a release ends", guard.release()).await);
         }
         // Beyond a renewal, at which the successor would learn of it, and beyond whatever is repeated.
-        tokio::time::sleep(profile.ttl.max(profile.request_timeout * 2)).await;
+        tokio::time::sleep(profile.ttl.max(profile.short_timeout() * 2)).await;
         assert!(successor.is_held(), "P7 broken: the successor's claim was released");
         let third = fx.client(Setup::new()).await;
         let tried = soon(profile, "a try is answered", third.lock("spared").try_acquire()).await;
@@ -63,7 +63,7 @@ pub async fn release_spares_the_successor(fx: &dyn Fixture) {
 /// lease is over at the latest.
 pub async fn release_with_the_store_down(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let (client, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let (client, other) = (fx.client(Setup::new().impatient(profile)).await, fx.client(Setup::new()).await);
     for unanswered in [false, true] {
         let guard = soon(profile, "the lock is free", client.lock("down").acquire()).await;
         let guard = guard.expect("the store answers");
@@ -291,7 +291,7 @@ pub async fn cancelled_close_goes_on(fx: &dyn Fixture) {
 /// A close with the store down ends in time, says that it was not confirmed, and its guards are dead all the same.
 pub async fn close_with_the_store_down(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let (client, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let (client, other) = (fx.client(Setup::new().impatient(profile)).await, fx.client(Setup::new()).await);
     let held = client.lock("unconfirmed").acquire().await.expect("the lock is free");
     let waiting = spawn_acquire(&client.lock("unconfirmed"));
     wait_for_waiters(profile, &client, 1).await;
