@@ -52,6 +52,19 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - [`Opened::lease`] is set exactly when the session carries the lease of all its claims, and its `since` was
     ///   read before the request was sent that started it \[`stalled_grant_is_not_handed_out`\].
     async fn open(&self, options: OpenOptions) -> Result<Opened, BackendError>;
+
+    /// Prepares a store for its first use, by somebody who knows that it is new: makes what locks need there. Returns
+    /// what was done and what is left to do, one sentence each, for people.
+    ///
+    /// The default opens a session and closes it: enough for a store that needs nothing, or makes it at first use.
+    ///
+    /// To be correct, it changes nothing in a store that is in use already: calling it again does no harm
+    /// \[`preparing_again_does_no_harm`\].
+    async fn init(&self, options: OpenOptions) -> Result<Vec<String>, BackendError> {
+        let opened = self.open(options).await?;
+        opened.session.close(Vec::new()).await?;
+        Ok(Vec::new())
+    }
 }
 
 /// A session at the store. One task of core renews it; calls come from many tasks.

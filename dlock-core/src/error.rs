@@ -90,6 +90,11 @@ impl BackendError {
         Self::new(ErrorKind::Refused, message)
     }
 
+    /// [`ErrorKind::NotReady`] with a message that says why, and until when.
+    pub fn not_ready(retry_after: Duration, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotReady { retry_after }, message)
+    }
+
     /// The store was silent for the whole time-out.
     pub(crate) fn no_answer(limit: Duration) -> Self {
         Self::unknown(format!("the store did not answer within {limit:?}"))
@@ -138,7 +143,7 @@ impl StdError for BackendError {
 #[non_exhaustive]
 pub enum AcquireError {
     /// Somebody else held the lock for the whole time.
-    #[error("lock {name:?} was held by others for the {waited:?} that this caller would wait")]
+    #[error("lock {name:?} was held by others for the {waited:.1?} that this caller would wait")]
     Timeout {
         /// The lock.
         name: LockName,
@@ -154,7 +159,7 @@ pub enum AcquireError {
         name: LockName,
     },
     /// The store could not be reached, or was not ready, for the whole time.
-    #[error("the store could not grant lock {name:?} for {waited:?}; it was asked again and again")]
+    #[error("the store could not grant lock {name:?} for {waited:.1?}; it was asked again and again")]
     Unavailable {
         /// The lock.
         name: LockName,
@@ -173,7 +178,7 @@ pub enum AcquireError {
     },
     /// An earlier request for this lock was never answered and the store has not yet told what became of it.
     #[error(
-        "what became of an earlier request for lock {name:?} was not known after {waited:?}: the store did not answer; \
+        "what became of an earlier request for lock {name:?} was not known after {waited:.1?}: the store did not answer; \
          ask again once it does"
     )]
     Unresolved {

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// The greatest TTL on any store: a day.
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What a backend guarantees, as configured; the README's table shows the same.
 ///
 /// Built by backends with [`Guarantees::new`] and the setters.
@@ -19,6 +22,8 @@ pub struct Guarantees {
     pub fairness: Fairness,
     /// The smallest TTL that makes sense.
     pub min_ttl: Duration,
+    /// The greatest TTL for which the promises hold.
+    pub max_ttl: Duration,
     /// A crashed or frozen holder is replaced within so many TTLs, plus
     /// [`takeover_extra`](Self::takeover_extra) (P4).
     pub takeover_ttls: u32,
@@ -37,6 +42,7 @@ impl Guarantees {
             tokens: Basis::Holds,
             fairness: Fairness::Process,
             min_ttl: Duration::from_millis(50),
+            max_ttl: LONGEST_TTL,
             takeover_ttls: 1,
             takeover_extra: Duration::ZERO,
             notes: Vec::new(),
@@ -68,6 +74,13 @@ impl Guarantees {
     #[must_use]
     pub fn min_ttl(mut self, ttl: Duration) -> Self {
         self.min_ttl = ttl;
+        self
+    }
+
+    /// Sets the greatest TTL, where that is less than a day.
+    #[must_use]
+    pub fn max_ttl(mut self, ttl: Duration) -> Self {
+        self.max_ttl = ttl.min(LONGEST_TTL);
         self
     }
 

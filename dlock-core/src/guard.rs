@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use crate::clock::sleep_until;
 use crate::error::ReleaseError;
 use crate::hold::Hold;
-use crate::keeper::expires_within;
-use crate::lease::LossReason;
+use crate::keeper::{expires_within, time_for_proof};
+use crate::lease::{LossReason, margin};
 use crate::metrics::count;
 use crate::name::LockName;
 use crate::shared::{Liveness, Shared};
@@ -171,7 +171,7 @@ impl LockGuard {
 
     /// Releases the lock and says what happened. After any answer, errors included, the guard is dead.
     ///
-    /// One request to the store.
+    /// One request to the store; repeated while it is not answered, for one TTL at most.
     ///
     /// # Cancel safety
     ///
@@ -180,9 +180,8 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`ReleaseError`] if the store did not confirm within the request time-out. Unless the store refused it, or the
-    /// runtime is gone, the release is repeated in the background. Where the store does not confirm for a lease, the
-    /// session that keeps the claim alive is ended as well.
+    /// [`ReleaseError`] if the store refused it, or did not confirm within a TTL: then the session that keeps the claim alive
+    /// is ended, and the claim runs out by itself. Also if the runtime is gone.
     pub async fn release(mut self) -> Result<ReleaseOutcome, ReleaseError> {
         self.held = false;
         let (reply, answer) = oneshot::channel();
@@ -190,7 +189,9 @@ impl LockGuard {
         if !shared.release(&self.hold, Some(reply)) {
             return Ok(ReleaseOutcome::AlreadyLost);
         }
-        let deadline = shared.now().plus(shared.options.request_timeout);
+        let ttl = self.hold.incarnation.ttl;
+        // By then the driver has an answer, or has given up.
+        let deadline = shared.now().plus(time_for_proof(ttl) + margin(ttl));
         let timer = async {
             // Without a runtime there is no timer, and nobody who would wait for one.
             if Handle::try_current().is_ok() {

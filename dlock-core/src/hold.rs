@@ -108,6 +108,13 @@ impl Incarnation {
         Duration::from_nanos(self.interval.load(Ordering::SeqCst))
     }
 
+    /// How long the answer to a renewal is waited for after so many failures in a row: less the first time, so that three
+    /// attempts fit into what is left of a lease. The first may go to a server that is frozen, the second to one that waits
+    /// for that one.
+    pub(crate) fn patience(&self, failures: u32) -> Duration {
+        if failures == 0 { self.interval() * 2 / 3 } else { self.interval() }
+    }
+
     /// Renews as often as the smallest lease of the last answer needs.
     pub(crate) fn set_smallest_lease(&self, ttl: Duration) {
         self.interval.store(nanos(renewal_interval(ttl.min(self.ttl))), Ordering::SeqCst);

@@ -69,6 +69,29 @@ impl Shared {
         }
     }
 
+    /// Has the backend prepared the store. A caller's future may be dropped: the attempt goes on.
+    pub(crate) async fn init(self: &Arc<Self>) -> Result<Vec<String>, StoreError> {
+        if self.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        let Some(runtime) = self.runtime() else { return Err(StoreError::NoRuntime) };
+        let shared = Arc::clone(self);
+        let limit = self.time_to_open();
+        let preparing = runtime.spawn(async move {
+            tokio::time::timeout(limit, shared.backend.init(shared.open_options())).await
+        });
+        match preparing.await {
+            Ok(Ok(outcome)) => Ok(outcome?),
+            Ok(Err(_)) => Err(BackendError::no_answer(limit).into()),
+            Err(_) => Err(StoreError::NoRuntime),
+        }
+    }
+
+    /// Opening may take several requests: name resolution, TLS, authentication, checks of the schema.
+    fn time_to_open(&self) -> Duration {
+        self.options.request_timeout.saturating_mul(3)
+    }
+
     fn current(&self) -> Option<Arc<Incarnation>> {
         locked(&self.sessions.current).as_ref().filter(|current| !current.is_over()).cloned()
     }
@@ -77,8 +100,7 @@ impl Shared {
         if self.is_closed() {
             return Err(closed());
         }
-        // Opening may take several requests: name resolution, TLS, authentication, checks of the schema.
-        let limit = self.options.request_timeout.saturating_mul(3);
+        let limit = self.time_to_open();
         let opened = tokio::time::timeout(limit, self.backend.open(self.open_options()))
             .await
             .unwrap_or_else(|_| {
@@ -231,7 +253,8 @@ async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
                     // Unknown, not lost: tried again until the deadline.
                     failures += 1;
                     count(&shared.counters.renewals_failed);
-                    next = shared.now().plus(shared.backoff(failures).min(incarnation.interval() / 2));
+                    // An attempt that was waited for has had its pause.
+                    next = sent.plus(shared.backoff(failures).min(incarnation.interval() / 2));
                 }
             }
             () = incarnation.hurry.notified() => next = shared.now(),
@@ -247,7 +270,7 @@ async fn keep(shared: Arc<Shared>, incarnation: Arc<Incarnation>) {
         }
         shared.sweep(&incarnation);
         if !incarnation.is_over() && renewing.is_none() && shared.now() >= next {
-            renewing = start_renewal(&shared, &incarnation);
+            renewing = start_renewal(&shared, &incarnation, failures);
             if renewing.is_none() {
                 next = shared.now().plus(incarnation.interval());
             }
@@ -276,7 +299,7 @@ async fn answer_of(renewing: &mut Option<Renewing>) -> Result<Renewed, BackendEr
 }
 
 /// Sends a renewal of all that is still held; none if that is nothing.
-fn start_renewal(shared: &Shared, incarnation: &Incarnation) -> Option<Renewing> {
+fn start_renewal(shared: &Shared, incarnation: &Incarnation, failures: u32) -> Option<Renewing> {
     let now = shared.now();
     let session = match &incarnation.lease {
         Some(lease) => Some(lease.before_renewal(now)?),
@@ -293,7 +316,7 @@ fn start_renewal(shared: &Shared, incarnation: &Incarnation) -> Option<Renewing>
         return None;
     }
     let refs: Vec<ClaimRef> = claims.iter().map(|(hold, _)| hold.claim.clone()).collect();
-    let limit = shared.options.request_timeout.min(incarnation.interval());
+    let limit = shared.options.request_timeout.min(incarnation.patience(failures));
     let backend = Arc::clone(&incarnation.session);
     let answer = Box::pin(async move {
         // When the time is over the future is dropped, and with it whatever carries a late answer.

@@ -18,7 +18,6 @@ use crate::shared::{Liveness, Options, Shared};
 pub const DEFAULT_TTL: Duration = Duration::from_secs(10);
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_GIVE_UP_AFTER: Duration = Duration::from_secs(60);
-const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 const LONGEST_OWNER: usize = 256;
 
@@ -86,6 +85,20 @@ impl LockManager {
     /// [`StoreError`] if the store cannot be reached, or refuses.
     pub async fn open(&self) -> Result<(), StoreError> {
         self.live.0.open().await.map(drop)
+    }
+
+    /// Prepares a store that is known to be new, as `dlock init` does. Returns what was done and what is left to do, one
+    /// sentence each, for people; most stores need nothing. Does no harm to a store that is in use. One attempt.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt goes on in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store cannot be reached, or refuses.
+    pub async fn init(&self) -> Result<Vec<String>, StoreError> {
+        self.live.0.init().await
     }
 
     /// What the backend promises as it is configured.
@@ -223,16 +236,16 @@ impl LockManagerBuilder {
     /// [`ConfigError`] if a setting cannot work, saying what to set instead.
     pub fn build(self) -> Result<LockManager, ConfigError> {
         let error = |message: String| Err(ConfigError(message));
-        let shortest = self.backend.guarantees().min_ttl;
+        let Guarantees { min_ttl: shortest, max_ttl: longest, .. } = self.backend.guarantees();
         if self.ttl < shortest {
             return error(format!(
                 "a ttl of {:?} is below this backend's minimum: set at least {shortest:?}",
                 self.ttl
             ));
         }
-        if self.ttl > LONGEST_TTL {
+        if self.ttl > longest {
             return error(format!(
-                "a ttl of {:?} is above the maximum: set at most {LONGEST_TTL:?}",
+                "a ttl of {:?} is above this backend's maximum as it is configured: set at most {longest:?}",
                 self.ttl
             ));
         }

@@ -82,6 +82,12 @@ impl Shared {
         duration.mul_f64(part)
     }
 
+    /// Between nothing and `duration`.
+    pub(crate) fn up_to(&self, duration: Duration) -> Duration {
+        let part: f64 = locked(&self.random).random_range(0.0..=1.0);
+        duration.mul_f64(part)
+    }
+
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions::new(
             self.options.ttl,

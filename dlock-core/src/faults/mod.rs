@@ -117,6 +117,11 @@ impl Backend for FaultyBackend {
         });
         Ok(opened)
     }
+
+    async fn init(&self, options: OpenOptions) -> Result<Vec<String>, BackendError> {
+        let inner = Arc::clone(&self.inner);
+        carry(&self.faults, Op::Open, async move { inner.init(options).await }).await
+    }
 }
 
 #[derive(Debug)]

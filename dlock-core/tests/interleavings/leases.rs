@@ -8,12 +8,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dlock_core::faults::Op;
+use dlock_core::faults::{Fault, Op};
 use dlock_core::memory::{LeaseScope, MemoryBackend, MemoryStore};
 use dlock_core::{
     AcquireError, Backend, BackendError, ClaimRef, ClaimReply, ClaimRequest, Clock, Cookie, Guarantees,
-    Lease, Location, LockGuard, LockManager, LockName, LossReason, OpenOptions, Opened, ReleaseRequest,
-    Released, Renewal, Renewed, Resolution, Session, TestClock, Timestamp, faults,
+    Lease, Location, LockGuard, LockManager, LockName, LossReason, OpenOptions, Opened, ReleaseOutcome,
+    ReleaseRequest, Released, Renewal, Renewed, Resolution, Session, TestClock, Timestamp, faults,
 };
 use tokio::time::sleep;
 
@@ -212,4 +212,37 @@ async fn a_drop_sends_nothing_by_itself() {
     assert_eq!(faults.count(Op::Release), 0);
     sleep(secs(1)).await;
     assert_eq!(faults.count(Op::Release), 1);
+}
+
+/// A store of several servers loses no lock with one of them: two renewals in a row are not answered (the first went to a
+/// server that is frozen, the second to one that waits for it), and there is time for a third.
+#[tokio::test(start_paused = true)]
+async fn two_silent_renewals_cost_no_lock() {
+    for leases in [LeaseScope::Session, LeaseScope::Claim] {
+        let store = MemoryStore::builder().leases(leases).build();
+        let (backend, faults) = faults::inject(MemoryBackend::new(&store));
+        let manager = settings(backend, "b").build().unwrap();
+        let guard = lock(&manager).acquire().await.unwrap();
+        for round in 0..5 {
+            faults.next_of(Op::Renew, 2, Fault::BlackHole);
+            sleep(TTL * 2).await;
+            assert_eq!(guard.loss(), None, "{leases:?}, round {round}");
+        }
+    }
+}
+
+/// A release is repeated while its caller waits: one that is not answered, and whose proof is not, is confirmed all the same.
+#[tokio::test(start_paused = true)]
+async fn a_silent_release_is_confirmed_in_the_end() {
+    for leases in [LeaseScope::Session, LeaseScope::Claim] {
+        let store = MemoryStore::builder().leases(leases).build();
+        let (backend, faults) = faults::inject(MemoryBackend::new(&store));
+        let manager = settings(backend, "b").request_timeout(TTL).build().unwrap();
+        let (guard, kept) =
+            (lock(&manager).acquire().await.unwrap(), manager.lock("y").unwrap().acquire().await.unwrap());
+        faults.next_of(Op::Release, 1, Fault::BlackHole);
+        faults.next_of(Op::Resolve, 1, Fault::BlackHole);
+        assert_eq!(guard.release().await.unwrap(), ReleaseOutcome::Released, "{leases:?}");
+        assert_eq!(kept.loss(), None, "{leases:?}: one silent answer ended the session");
+    }
 }

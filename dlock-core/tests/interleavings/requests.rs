@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dlock_core::faults::{Fault, Op};
-use dlock_core::memory::{MemoryBackend, MemoryStore};
-use dlock_core::{ErrorKind, LockManager};
+use dlock_core::memory::{MemoryBackend, MemoryStore, Waiting};
+use dlock_core::{Clock, ErrorKind, LockManager, TestClock};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -102,6 +102,43 @@ async fn a_waiter_behind_a_try_joins_the_queue_of_the_store() {
     second.await.unwrap();
     assert!(trying.await.unwrap());
     assert_eq!(*order.lock().unwrap(), ["b", "c"]);
+}
+
+/// A release wakes all who wait for a store without a queue. Who keeps being too late spreads its requests, so that many
+/// processes do not ask at one moment again and again; the first hand-overs are at once.
+#[tokio::test(start_paused = true)]
+async fn those_who_are_woken_in_vain_spread_out() {
+    let store = MemoryStore::builder().waiting(Waiting::Poll).notify(true).build();
+    let clock = TestClock::new();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let managers: Vec<_> = (0..40).map(|n| faulty(&store, &format!("{n}"))).collect();
+    let first = sound(&store, "first");
+    let mut held = Some(lock(&first).acquire().await.unwrap());
+    let (taken, mut taken_by) = tokio::sync::mpsc::unbounded_channel();
+    for (manager, faults) in &managers {
+        let (asked, clock, taken, lock) = (Arc::clone(&asked), clock.clone(), taken.clone(), lock(manager));
+        faults.on(Op::Claim, move |_| {
+            asked.lock().unwrap().push(clock.now());
+            Fault::None
+        });
+        drop(tokio::spawn(async move { taken.send(lock.acquire().await.unwrap()) }));
+    }
+    let mut moments = Vec::new();
+    for _ in 0..8 {
+        sleep(secs(1)).await;
+        asked.lock().unwrap().clear();
+        let released = clock.now();
+        drop(held.take());
+        held = taken_by.recv().await;
+        sleep(millis(20)).await;
+        let mut asked: Vec<_> = asked.lock().unwrap().iter().map(|at| at.since(released)).collect();
+        assert!(asked.iter().all(|after| *after <= millis(10)), "a waiter was late: {asked:?}");
+        asked.dedup();
+        moments.push(asked.len());
+    }
+    assert_eq!(moments[0], 1, "a hand-over is at once: {moments:?}");
+    // The timer counts milliseconds, so there are nine moments at most.
+    assert!(moments[7] >= 5, "who is always too late asks at another moment than the others: {moments:?}");
 }
 
 /// Settings that would overflow or never end are turned away where they are made, and not by a panic at first use.
