@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 /// The features of the facade, each of which must build by itself and together.
-const FEATURES: [&str; 3] = ["", "sqlite", "full"];
+const FEATURES: [&str; 7] = ["", "etcd", "postgres", "redis", "sqlite", "zk", "full"];
 
 fn test() -> ExitCode {
     let mut report = Report::default();
@@ -54,7 +54,12 @@ fn test() -> ExitCode {
         report.step(&format!("builds with features [{feature}]"), build);
     }
     // `--no-fail-fast`: every failure is shown, not only those of the first program.
-    report.tests("tests", cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]));
+    let mut tests = cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]);
+    // Tests on real servers mostly wait for leases to end, so more of them run side by side than there are cores.
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        tests.env("RUST_TEST_THREADS", "8");
+    }
+    report.tests("tests", tests);
     report.finish()
 }
 

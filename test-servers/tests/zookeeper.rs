@@ -1,0 +1,52 @@
+//! ZooKeeper does what every server kind must, alone and as an ensemble.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use std::time::Duration;
+
+use test_servers::{Server, ZooKeeper};
+use tokio::time::{sleep, timeout};
+
+/// How long an ensemble may need that has several failed elections on a busy machine; it only ends tests that fail.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[tokio::test]
+async fn one_node_survives_a_kill() {
+    let server = Server::start(ZooKeeper::v3_9()).await.unwrap();
+    assert!(server.ask("srvr").await.unwrap().contains("version: 3.9."));
+    server.exec(&["create", "/colour", "green"]).await.unwrap();
+    server.kill().await.unwrap();
+    server.ask("srvr").await.unwrap_err();
+    server.start_again().await.unwrap();
+    assert!(server.exec(&["get", "/colour"]).await.unwrap().ends_with("green"));
+    server.freeze().await.unwrap();
+    server.ask("srvr").await.unwrap_err();
+    server.thaw().await.unwrap();
+    assert!(server.ask("srvr").await.unwrap().contains("Mode: standalone"));
+    server.stop().await.unwrap();
+    server.wipe().await.unwrap();
+    server.start_again().await.unwrap();
+    server.exec(&["get", "/colour"]).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_ensemble_bears_an_isolated_leader() {
+    let cluster = ZooKeeper::v3_9().config("tickTime=200").cluster(3).await.unwrap();
+    let old = cluster.leader().await.unwrap();
+    cluster[old].exec(&["create", "/colour", "green"]).await.unwrap();
+    cluster.isolate(old).await.unwrap();
+    let agreed = async {
+        while cluster[old].ask("srvr").await.unwrap().contains("Mode: ") || cluster.leader().await.is_none() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, agreed).await.unwrap();
+    let new = cluster.leader().await.unwrap();
+    assert_ne!(new, old);
+    cluster[new].exec(&["set", "/colour", "blue"]).await.unwrap();
+    cluster.heal().await.unwrap();
+    cluster[old].serves().await.unwrap();
+    let followed =
+        async { while !cluster[old].exec(&["get", "/colour"]).await.unwrap().ends_with("blue") {} };
+    timeout(PATIENCE, followed).await.unwrap();
+}
