@@ -1,0 +1,251 @@
+//! Redlock while nodes refuse, freeze, swallow bytes or are slow: a minority costs nothing but its own time-out, a
+//! majority costs the service and no more.
+
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
+
+mod support;
+
+use std::time::Duration;
+
+use dlock_core::{Clock, LockManager, ReleaseOutcome, SystemClock};
+use dlock_redis::RedisBackend;
+use support::{Flavour, SOON, backend, chain, manager, residue, servers, settle, until};
+use test_servers::{Direction, Lease, Proxy, Server};
+
+const TTL: Duration = Duration::from_secs(10);
+const NODE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// What is wrong with a node.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    Refusing,
+    Frozen,
+    /// Requests do not arrive.
+    Deaf,
+    /// Answers do not arrive.
+    Mute,
+    /// Connections are taken, and nothing comes.
+    Hanging,
+    /// Each answer takes longer than the node is waited for.
+    Slow,
+}
+
+const ALL: [Trouble; 6] =
+    [Trouble::Refusing, Trouble::Frozen, Trouble::Deaf, Trouble::Mute, Trouble::Hanging, Trouble::Slow];
+
+/// Nodes behind proxies.
+struct Rig {
+    servers: Lease<Vec<Server>>,
+    proxies: Vec<Proxy>,
+}
+
+impl Rig {
+    async fn new(nodes: usize) -> Self {
+        let servers = servers(Flavour::Redis8, 5).await;
+        let mut proxies = Vec::new();
+        for server in &servers[..nodes] {
+            proxies.push(Proxy::start(server.addr()).await.unwrap());
+        }
+        let rig = Self { servers, proxies };
+        settle(&rig.servers[..nodes], &rig.backend()).await;
+        rig
+    }
+
+    fn backend(&self) -> RedisBackend {
+        let addresses: Vec<_> = self.proxies.iter().map(|proxy| proxy.addr().to_string()).collect();
+        let timeout = NODE_TIMEOUT.as_millis();
+        backend(&format!("redis+redlock://{}?node_timeout={timeout}ms", addresses.join(",")))
+    }
+
+    /// Breaks the last `count` nodes.
+    async fn damage(&self, count: usize, trouble: Trouble) {
+        let nodes = self.proxies.len();
+        for node in nodes - count..nodes {
+            match trouble {
+                Trouble::Refusing => self.proxies[node].cut().await.unwrap(),
+                Trouble::Frozen => self.servers[node].freeze().await.unwrap(),
+                Trouble::Deaf => self.proxies[node].black_hole(Direction::ToServer),
+                Trouble::Mute => self.proxies[node].black_hole(Direction::ToClient),
+                Trouble::Hanging => {
+                    self.proxies[node].reset_connections().await.unwrap();
+                    self.proxies[node].hang();
+                }
+                Trouble::Slow => self.proxies[node].delay(Direction::ToClient, NODE_TIMEOUT * 2),
+            }
+        }
+    }
+
+    async fn mend(&self, trouble: Trouble) {
+        for (proxy, server) in self.proxies.iter().zip(self.servers.iter()) {
+            if matches!(trouble, Trouble::Frozen) {
+                server.thaw().await.unwrap();
+            }
+            proxy.pass().await.unwrap();
+        }
+    }
+}
+
+/// Acquires and releases, and says how long the slower of the two took.
+async fn cycle(locks: &LockManager, name: &str) -> Duration {
+    let lock = locks.lock(name).unwrap();
+    let began = SystemClock.now();
+    let guard = lock.acquire_timeout(SOON).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let acquired = SystemClock.now().since(began);
+    assert!(lock.try_acquire().await.unwrap().is_none(), "granted twice");
+    let began = SystemClock.now();
+    assert_eq!(guard.release().await.unwrap(), ReleaseOutcome::Released);
+    acquired.max(SystemClock.now().since(began))
+}
+
+async fn a_minority_is_not_needed(nodes: usize) {
+    let rig = Rig::new(nodes).await;
+    for trouble in ALL {
+        let locks = manager(rig.backend(), TTL);
+        cycle(&locks, "before").await;
+        rig.damage(nodes / 2, trouble).await;
+        let mut slowest = Duration::ZERO;
+        for round in 0..20 {
+            slowest = slowest.max(cycle(&locks, &format!("during {round}")).await);
+        }
+        // A grant and a ballot, and what a loaded machine adds.
+        assert!(slowest < NODE_TIMEOUT * 4, "{trouble:?}: {slowest:?}");
+        let began = SystemClock.now();
+        let late = manager(rig.backend(), TTL);
+        late.open().await.unwrap_or_else(|error| panic!("{trouble:?}: {}", chain(&error)));
+        let opened = SystemClock.now().since(began);
+        assert!(opened < Duration::from_secs(3), "{trouble:?}: opened after {opened:?}");
+        assert!(cycle(&late, "during").await < NODE_TIMEOUT * 4, "{trouble:?}");
+        // A renewal while the minority is away.
+        let guard = locks.lock("held").unwrap().acquire().await.unwrap();
+        let renewed = locks.metrics().renewals;
+        until("a renewal", async || locks.metrics().renewals > renewed).await;
+        assert!(guard.is_held());
+        rig.mend(trouble).await;
+        cycle(&locks, "after").await;
+        drop(guard);
+        locks.close().await.unwrap();
+        late.close().await.unwrap();
+        until("nothing is left", async || {
+            for server in &rig.servers[..nodes] {
+                if !residue(server).await.is_empty() {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_three_is_not_needed() {
+    a_minority_is_not_needed(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_five_are_not_needed() {
+    a_minority_is_not_needed(5).await;
+}
+
+async fn a_majority_is_needed(nodes: usize) {
+    let rig = Rig::new(nodes).await;
+    let majority = nodes / 2 + 1;
+    for trouble in ALL {
+        let locks = manager(rig.backend(), TTL);
+        cycle(&locks, "before").await;
+        rig.damage(majority, trouble).await;
+        let lock = locks.lock("during").unwrap();
+        let began = SystemClock.now();
+        let error = lock.acquire_timeout(Duration::from_secs(2)).await.unwrap_err();
+        assert!(
+            SystemClock.now().since(began) < Duration::from_secs(3),
+            "{trouble:?}: {:?}",
+            SystemClock.now().since(began)
+        );
+        assert!(!error.is_timeout(), "{trouble:?}: nobody holds it, yet {error}");
+        let text = chain(&error);
+        for node in &rig.proxies[nodes - majority..] {
+            assert!(text.contains(&node.addr().to_string()), "{trouble:?}: {text}");
+        }
+        // On a busy machine one of the others may be late as well.
+        let told = (majority..=nodes).any(|count| text.contains(&format!("{count} of {nodes} nodes")));
+        assert!(told, "{trouble:?}: {text}");
+        // One who waits all the time gets it when the nodes are back.
+        let waiting = tokio::spawn({
+            let lock = lock.clone();
+            async move { lock.acquire_timeout(SOON).await }
+        });
+        until("somebody waits", async || locks.metrics().waiting > 0).await;
+        rig.mend(trouble).await;
+        let guard = waiting.await.unwrap().unwrap_or_else(|error| panic!("{trouble:?}: {}", chain(&error)));
+        assert!(guard.is_held());
+        guard.release().await.unwrap();
+        cycle(&locks, "after").await;
+        locks.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_two_of_three_nothing_is_granted_until_they_are_back() {
+    a_majority_is_needed(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_three_of_five_nothing_is_granted_until_they_are_back() {
+    a_majority_is_needed(5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_lock_is_lost_in_time_when_the_majority_is_gone() {
+    let rig = Rig::new(3).await;
+    let locks = manager(rig.backend(), Duration::from_secs(2));
+    let guard = locks.lock("x").unwrap().acquire().await.unwrap();
+    rig.damage(2, Trouble::Deaf).await;
+    let began = SystemClock.now();
+    guard.lost().await;
+    assert!(
+        SystemClock.now().since(began) < Duration::from_millis(2200),
+        "{:?}",
+        SystemClock.now().since(began)
+    );
+    rig.mend(Trouble::Deaf).await;
+    cycle(&locks, "x").await;
+}
+
+/// How many scripts a server has run.
+async fn scripts_run(server: &Server) -> u64 {
+    let stats = server.exec(&["INFO", "commandstats"]).await.unwrap();
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// A node that comes back after it has slept through a lock's life must not keep it from others.
+async fn slept_through(hold: Duration) {
+    let rig = Rig::new(3).await;
+    // What is left expires after the test has failed.
+    let locks = manager(rig.backend(), SOON + Duration::from_secs(10));
+    cycle(&locks, "before").await;
+    let before = scripts_run(&rig.servers[2]).await;
+    rig.damage(1, Trouble::Frozen).await;
+    for round in 0..5 {
+        let guard = locks.lock(format!("during {round}")).unwrap().acquire_timeout(SOON).await.unwrap();
+        let until = SystemClock.now().plus(hold);
+        support::until("it was held for long enough", async || SystemClock.now() >= until).await;
+        assert_eq!(guard.release().await.unwrap(), ReleaseOutcome::Released);
+    }
+    rig.mend(Trouble::Frozen).await;
+    // What was sent to it meanwhile is executed now, each grant with its release behind.
+    until("it runs what it was sent", async || scripts_run(&rig.servers[2]).await > before).await;
+    until("nothing is left on the node that slept", async || residue(&rig.servers[2]).await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_thaws_has_nothing_left_of_what_it_slept_through() {
+    slept_through(Duration::ZERO).await;
+}
+
+/// The grant was given up on before the lock was released.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_of_what_was_held_for_longer_than_a_node_is_waited_for() {
+    slept_through(NODE_TIMEOUT * 2).await;
+}
