@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown)]
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -14,7 +15,7 @@ use crate::exit;
 /// Whoever names the same lock at the same store waits for the other: shells, cron jobs, and programs that use the dlock
 /// library. The store is an SQLite file of your own unless a URL names another.
 #[derive(Debug, Parser)]
-#[command(name = "dlock", version, max_term_width = 100, after_long_help = STORES)]
+#[command(name = "dlock", version, max_term_width = 100, after_long_help = stores())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -128,8 +129,10 @@ pub(crate) struct Locate {
 
 /// Prepare a store for its first lock
 ///
-/// Opens the store and creates what it needs (an SQLite file, tables). Running it again changes nothing. The other commands do the same when they first need it, so this is for those who want to see it
-/// work, or fail, at a moment of their choosing.
+/// Opens the store and creates what it needs (an SQLite file, tables), as the first use would. On Redis it also declares
+/// servers without dlock's mark to be new, so that they grant locks after 4 s and not after the restart_delay (35 s unless
+/// set): never run it on a Redis server that has lost its data, leases from before may still run. Running it again changes
+/// nothing.
 #[derive(Debug, Args)]
 #[command(after_help = INIT_HELP)]
 pub(crate) struct Init {
@@ -152,18 +155,29 @@ pub(crate) struct Check {
     pub(crate) json: bool,
 }
 
-const STORES: &str = "\
-Stores, by URL:
-  sqlite:PATH    the processes of one machine; nothing to install (the default)
-  etcd://, zk://, postgres:// and redis:// are not in this version
-
+/// The stores of this build, and how to begin.
+fn stores() -> String {
+    let forms: Vec<_> =
+        dlock::url_forms().filter(|form| form.is_available && form.backend != "memory").collect();
+    let width = forms.iter().map(|form| form.url.len()).max().unwrap_or_default();
+    let mut text = "Stores, by URL:\n".to_owned();
+    for form in forms {
+        let default = if form.backend == "SQLite" { " (the default)" } else { "" };
+        // Text takes whatever is written to it.
+        writeln!(text, "  {:width$}  {}{default}", form.url, form.leads_to).ok();
+    }
+    text.push_str(
+        "
 Parameters of every URL: ttl, prefix, owner, request_timeout, give_up_after, max_hold,
-as in sqlite:/var/lib/locks.db?ttl=30s.
+as in sqlite:/var/lib/locks.db?ttl=30s. An unknown one is answered with all that there are.
 
 Try it in two terminals:
   dlock run demo -- sh -c 'echo token $DLOCK_TOKEN; sleep 5'
 
-`dlock help run` tells the rest.";
+`dlock help run` tells the rest.",
+    );
+    text
+}
 
 const RUN_SHORT: &str = "`dlock run --help` explains what happens when the lock is lost, and the exit codes.";
 

@@ -5,12 +5,12 @@ mod cases;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use dlock::{Basis, Clock, Guarantees, SystemClock};
+use dlock::{Basis, Clock, ErrorKind, Guarantees, LockManager, StoreError, SystemClock};
 use serde::Serialize;
 use tokio::runtime::Builder;
 
 use crate::args;
-use crate::exit::{CHECK_FAILED, Failure, print};
+use crate::exit::{CHECK_FAILED, Failure, print, say};
 use crate::run::Exit;
 use crate::store::Store;
 use cases::{CASES, Case, Ground, Verdict};
@@ -33,6 +33,7 @@ struct Promises {
     tokens: Grade,
     fairness: String,
     min_ttl_ms: u64,
+    max_ttl_ms: u64,
     takeover_ttls: u32,
     takeover_extra_ms: u64,
     notes: Vec<String>,
@@ -71,6 +72,7 @@ pub(crate) fn check(args: &args::Check) -> Result<Exit, Failure> {
             .open()
             .await
             .map_err(|error| Failure::from(error).hint(&format!("the store is {}", store.shown())))?;
+        ready(&locks).await.map_err(|failure| failure.hint(&format!("the store is {}", store.shown())))?;
         locks.close().await.ok();
         all_cases(&store, locks.guarantees(), args.json).await
     });
@@ -80,6 +82,20 @@ pub(crate) fn check(args: &args::Check) -> Result<Exit, Failure> {
         print(&serde_json::to_string_pretty(&report).expect("strings and numbers always serialise"))?;
     }
     Ok(Exit::Code(if report.passed { 0 } else { CHECK_FAILED }))
+}
+
+/// Waits until the store grants locks, and says why it does not yet where it knows (a quarantine after a restart).
+async fn ready(locks: &LockManager) -> Result<(), Failure> {
+    let probe = locks.lock(format!("dlock-check-{}", std::process::id())).expect("the name is legal");
+    match probe.holder().await {
+        Err(StoreError::Unavailable(error)) if matches!(error.kind(), ErrorKind::NotReady { .. }) => {
+            say(format_args!("waiting for the store to be ready: {error}"));
+            drop(probe.acquire().await?.release().await);
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 async fn all_cases(store: &Store, guarantees: Guarantees, quiet: bool) -> Result<Report, Failure> {
@@ -138,6 +154,7 @@ fn promises(guarantees: Guarantees) -> Promises {
         tokens: grade(guarantees.tokens),
         fairness: guarantees.fairness.to_string(),
         min_ttl_ms: millis(guarantees.min_ttl),
+        max_ttl_ms: millis(guarantees.max_ttl),
         takeover_ttls: guarantees.takeover_ttls,
         takeover_extra_ms: millis(guarantees.takeover_extra),
         notes: guarantees.notes,
@@ -155,7 +172,8 @@ fn show_head(report: &Report) {
     line("mutual exclusion", &grade(&promises.exclusion));
     line("rising tokens", &grade(&promises.tokens));
     line("order of waiters", &promises.fairness);
-    line("smallest ttl", &humantime::format_duration(Duration::from_millis(promises.min_ttl_ms)).to_string());
+    let ttl = |ms| humantime::format_duration(Duration::from_millis(ms));
+    line("smallest and greatest ttl", &format!("{}, {}", ttl(promises.min_ttl_ms), ttl(promises.max_ttl_ms)));
     let extra = humantime::format_duration(Duration::from_millis(promises.takeover_extra_ms));
     let ttls = if promises.takeover_ttls == 1 {
         "the ttl".to_owned()

@@ -6,7 +6,7 @@ use crate::args;
 use crate::exit::{Failure, say};
 use crate::store::Store;
 
-/// Opens the store, which makes what it needs, and closes it.
+/// Has the store made ready, and says what that took.
 pub(crate) fn init(args: &args::Init) -> Result<(), Failure> {
     let store = Store::choose(&args.store)?;
     let locks = store.manager()?;
@@ -15,15 +15,18 @@ pub(crate) fn init(args: &args::Init) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system("cannot start threads", &error))?;
-    let opened = runtime.block_on(async {
-        locks.open().await?;
+    let prepared = runtime.block_on(async {
+        let sentences = locks.init().await?;
         if let Err(error) = locks.close().await {
             say(error);
         }
-        Ok::<(), Failure>(())
+        Ok::<_, Failure>(sentences)
     });
     runtime.shutdown_background();
-    opened.map_err(|failure| failure.hint(&format!("the store is {}", store.shown())))?;
+    let sentences = prepared.map_err(|failure| failure.hint(&format!("the store is {}", store.shown())))?;
+    for sentence in sentences {
+        say(sentence);
+    }
     say(format_args!("{} is ready ({})", store.shown(), locks.guarantees().backend));
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::exit::{Failure, LOST, NOT_ACQUIRED, USAGE, by_signal, say};
 use crate::signals::Signals;
 use crate::store::Store;
 use crate::supervise::{Cause, Interrupt, Limits, Outcome, supervise};
-use crate::wait_display::{WaitDisplay, held_by, holder};
+use crate::wait_display::{WaitDisplay, look};
 
 /// How dlock is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,9 +178,9 @@ async fn explain(failure: Failure, lock: &Lock, store: &Store, runtime: &Handle)
     if failure.code() != NOT_ACQUIRED {
         return failure.hint(&format!("the store is {}", store.shown()));
     }
-    let holder = holder(lock, runtime).await;
+    let why = look(lock, runtime).await;
     let name = lock.name().as_str();
-    Failure::new(NOT_ACQUIRED, format!("lock {name:?} was not acquired{}", held_by(holder.as_ref())))
+    Failure::new(NOT_ACQUIRED, format!("lock {name:?} was not acquired{why}"))
 }
 
 fn manager(args: &args::Run, store: &Store) -> Result<LockManager, Failure> {

@@ -81,10 +81,13 @@ pub(crate) async fn supervise(
     }
     let name = command.get_program().to_string_lossy().into_owned();
     // P3: a lock that was lost while the guard started covers no command.
-    if lock.valid_for() <= limits.last_moment() {
+    let (now, valid_for) = (SystemClock.now(), lock.valid_for());
+    if valid_for <= limits.last_moment() {
         end(group, &mut terminal, true).await;
         return Ok(Outcome { cause: Cause::Lost(None), interrupt: None });
     }
+    // Before the command: dlock may be frozen as soon as that runs.
+    group.guard.kill_at(now.plus(valid_for).minus(limits.last_moment()));
     match command.process_group(group.id.as_raw_nonzero().get()).spawn() {
         // The handle is dropped, which neither ends nor awaits the process: `Group::reap` does.
         Ok(child) => group.command = Some(Pid::from_child(&child)),

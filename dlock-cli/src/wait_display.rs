@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use dlock::{Clock, Holder, Lock, SystemClock};
+use dlock::{Clock, Holder, Lock, StoreError, SystemClock};
 use tokio::runtime::Handle;
 
 use crate::exit::say;
@@ -35,15 +35,15 @@ impl WaitDisplay {
             say("this command already runs under a lock of that name: in the same store it waits for itself");
         }
         if !io::stderr().is_terminal() {
-            let held = held_by(holder(&self.lock, &self.runtime).await.as_ref());
-            say(format_args!("{about}{held}"));
+            let why = look(&self.lock, &self.runtime).await;
+            say(format_args!("{about}{why}"));
             std::future::pending::<()>().await;
         }
         say(about);
         loop {
             let waited = SystemClock.now().since(started);
-            let held = held_by(holder(&self.lock, &self.runtime).await.as_ref());
-            self.draw(&format!("waited {}{held}", seconds(waited)));
+            let why = look(&self.lock, &self.runtime).await;
+            self.draw(&format!("waited {}{why}", seconds(waited)));
             tokio::time::sleep(INTERVAL).await;
         }
     }
@@ -66,14 +66,18 @@ impl Drop for WaitDisplay {
     }
 }
 
-/// Who holds the lock, if the store can tell.
-pub(crate) async fn holder(lock: &Lock, runtime: &Handle) -> Option<Holder> {
-    let lock = lock.clone();
-    runtime.spawn(async move { lock.holder().await }).await.ok()?.ok().flatten()
+/// What keeps the lock from us: who holds it, or what is wrong with the store, as far as that can be told.
+pub(crate) async fn look(lock: &Lock, runtime: &Handle) -> String {
+    let asking = lock.clone();
+    match runtime.spawn(async move { asking.holder().await }).await {
+        Ok(Ok(holder)) => held_by(holder.as_ref()),
+        Ok(Err(StoreError::Unavailable(error) | StoreError::Refused(error))) => format!(": {error}"),
+        Ok(Err(_)) | Err(_) => String::new(),
+    }
 }
 
 /// `, held by worker-7 since 2026-01-01T00:00:00Z`, or nothing.
-pub(crate) fn held_by(holder: Option<&Holder>) -> String {
+fn held_by(holder: Option<&Holder>) -> String {
     let Some(holder) = holder else { return String::new() };
     // Somebody else wrote this text: it must not move the cursor.
     let owner: String = holder.owner.chars().filter(|c| !c.is_control()).collect();

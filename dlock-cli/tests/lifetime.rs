@@ -145,6 +145,20 @@ fn while_dlock_alone_is_frozen_its_guard_kills_in_time() {
     holder.ends().expect(70, "was lost");
 }
 
+/// As above, at the earliest moment there is.
+#[test]
+fn a_command_whose_first_deed_freezes_dlock_is_killed_in_time() {
+    let sandbox = Sandbox::new();
+    let holder = sandbox.run(&["--ttl", "2s"], &format!("kill -STOP $PPID; {STUBBORN}"));
+    let pid = sandbox.wait_for_pid("pid");
+    sandbox.run(&["--ttl", "2s"], "cat /proc/uptime > since").ends().expect(0, "");
+    until(&"the command is killed", || (!is_alive(pid)).then_some(()));
+    let last = uptime(sandbox.lines("beats").last().unwrap());
+    assert!(last <= uptime(&sandbox.read("since")), "the first command worked on");
+    holder.signal(Signal::CONT);
+    holder.ends().expect(70, "was lost");
+}
+
 #[test]
 fn a_store_that_takes_no_renewals_ends_the_command_within_the_lease() {
     let mut sandbox = Sandbox::new();

@@ -28,14 +28,6 @@ pub enum ConnectError {
         /// The cargo feature that adds it.
         feature: &'static str,
     },
-    /// The backend is planned, and no build of this version has it.
-    #[error("version {} of dlock has no {backend} backend yet: it has {known}", env!("CARGO_PKG_VERSION"))]
-    NotInThisVersion {
-        /// The backend.
-        backend: &'static str,
-        /// The schemes that this version has.
-        known: String,
-    },
     /// A setting does not fit the backend.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -1,4 +1,4 @@
-//! Every backend by its URL schemes: those of this build, those that a feature adds, and those that are to come.
+//! Every backend by its URL schemes: those of this build, and those that a feature adds.
 
 use std::sync::Arc;
 
@@ -18,37 +18,109 @@ pub(crate) struct Entry {
     schemes: &'static [&'static str],
     /// What people may write instead, each near the first scheme.
     also: &'static [&'static str],
-    /// The cargo feature that adds it; none if it is always there, or in no build.
+    /// The URLs for people, each with what it leads to.
+    forms: &'static [(&'static str, &'static str)],
+    /// The cargo feature that adds it; none if it is always there.
     feature: Option<&'static str>,
     /// None if it is not in this build.
     make: Option<Make>,
 }
 
+/// A form of URL that [`connect`](crate::connect) understands in this version; see [`url_forms`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UrlForm {
+    /// The form, as in `sqlite:PATH`.
+    pub url: &'static str,
+    /// What it leads to, in a few words.
+    pub leads_to: &'static str,
+    /// The backend's name.
+    pub backend: &'static str,
+    /// The cargo feature that adds the backend; none if it is always there.
+    pub feature: Option<&'static str>,
+    /// Whether this build has it.
+    pub is_available: bool,
+}
+
+/// The forms of URL that [`connect`](crate::connect) understands in this version, for help texts.
+///
+/// ```
+/// assert_eq!(dlock::url_forms().next().unwrap().url, "memory:");
+/// ```
+pub fn url_forms() -> impl Iterator<Item = UrlForm> {
+    BACKENDS.iter().flat_map(|entry| {
+        entry.forms.iter().map(|(url, leads_to)| UrlForm {
+            url,
+            leads_to,
+            backend: entry.name,
+            feature: entry.feature,
+            is_available: entry.make.is_some(),
+        })
+    })
+}
+
 /// The only list of backends; the order is that of the documentation.
 static BACKENDS: [Entry; 6] = [
-    Entry { name: "memory", schemes: &["memory"], also: &["mem"], feature: None, make: Some(memory) },
+    Entry {
+        name: "memory",
+        schemes: &["memory"],
+        also: &["mem"],
+        forms: &[("memory:", "this process alone; memory:NAME for a separate store")],
+        feature: None,
+        make: Some(memory),
+    },
     Entry {
         name: "SQLite",
         schemes: &["sqlite"],
         also: &["file", "db"],
+        forms: &[("sqlite:PATH", "a file, for the processes of one machine; nothing to install")],
         feature: Some("sqlite"),
         make: SQLITE,
     },
-    Entry { name: "etcd", schemes: &["etcd", "etcds"], also: &[], feature: None, make: None },
-    Entry { name: "ZooKeeper", schemes: &["zk", "zks"], also: &["zookeeper"], feature: None, make: None },
+    Entry {
+        name: "etcd",
+        schemes: &["etcd", "etcds"],
+        also: &[],
+        forms: &[
+            ("etcd://HOST:PORT,HOST:PORT", "an etcd cluster; USER:PASSWORD@ before the addresses"),
+            ("etcds://HOST:PORT", "the same with TLS; ca=FILE, cert=FILE and key=FILE after a ?"),
+        ],
+        feature: Some("etcd"),
+        make: ETCD,
+    },
+    Entry {
+        name: "ZooKeeper",
+        schemes: &["zk", "zks"],
+        also: &["zookeeper"],
+        forms: &[
+            ("zk://HOST:PORT,HOST:PORT/CHROOT", "a ZooKeeper ensemble; USER:PASSWORD@ before the addresses"),
+            ("zks://HOST:PORT", "the same with TLS; ca=FILE, cert=FILE and key=FILE after a ?"),
+        ],
+        feature: Some("zk"),
+        make: ZK,
+    },
     Entry {
         name: "PostgreSQL",
         schemes: &["postgres", "postgresql"],
         also: &["pg", "psql"],
-        feature: None,
-        make: None,
+        forms: &[(
+            "postgres://USER@HOST/DATABASE",
+            "a PostgreSQL database, with PostgreSQL's own parameters",
+        )],
+        feature: Some("postgres"),
+        make: POSTGRES,
     },
     Entry {
         name: "Redis",
-        schemes: &["redis", "rediss", "redis+redlock", "rediss+redlock"],
-        also: &["valkey", "redlock"],
-        feature: None,
-        make: None,
+        schemes: &["redis", "rediss", "redis+redlock", "rediss+redlock", "redis+sentinel", "rediss+sentinel"],
+        also: &["valkey", "redlock", "sentinel"],
+        forms: &[
+            ("redis://HOST:6379/0", "one Redis or Valkey server; rediss:// for TLS"),
+            ("redis+redlock://H1,H2,H3", "a majority of independent servers; rediss+redlock://"),
+            ("redis+sentinel://S1,S2,S3/SERVICE", "the master that Sentinel names; rediss+sentinel://"),
+        ],
+        feature: Some("redis"),
+        make: REDIS,
     },
 ];
 
@@ -56,10 +128,30 @@ fn memory(url: &mut BackendUrl) -> Result<Arc<dyn Backend>, UrlError> {
     Ok(Arc::new(MemoryBackend::from_url(url)?))
 }
 
+#[cfg(feature = "redis")]
+const REDIS: Option<Make> = Some(|url| Ok(Arc::new(dlock_redis::RedisBackend::from_url(url)?)));
+#[cfg(not(feature = "redis"))]
+const REDIS: Option<Make> = None;
+
 #[cfg(feature = "sqlite")]
 const SQLITE: Option<Make> = Some(|url| Ok(Arc::new(dlock_sqlite::SqliteBackend::from_url(url)?)));
 #[cfg(not(feature = "sqlite"))]
 const SQLITE: Option<Make> = None;
+
+#[cfg(feature = "etcd")]
+const ETCD: Option<Make> = Some(|url| Ok(Arc::new(dlock_etcd::EtcdBackend::from_url(url)?)));
+#[cfg(not(feature = "etcd"))]
+const ETCD: Option<Make> = None;
+
+#[cfg(feature = "postgres")]
+const POSTGRES: Option<Make> = Some(|url| Ok(Arc::new(dlock_postgres::PostgresBackend::from_url(url)?)));
+#[cfg(not(feature = "postgres"))]
+const POSTGRES: Option<Make> = None;
+
+#[cfg(feature = "zk")]
+const ZK: Option<Make> = Some(|url| Ok(Arc::new(dlock_zk::ZkBackend::from_url(url)?)));
+#[cfg(not(feature = "zk"))]
+const ZK: Option<Make> = None;
 
 /// The backend of a scheme, or why it cannot be had; none if the scheme is not known.
 pub(crate) fn find(scheme: &str) -> Result<Option<(&'static Entry, Make)>, ConnectError> {
@@ -71,23 +163,21 @@ pub(crate) fn find(scheme: &str) -> Result<Option<(&'static Entry, Make)>, Conne
 }
 
 fn obtain(entry: &'static Entry) -> Result<Make, ConnectError> {
-    match (entry.make, entry.feature) {
-        (Some(make), _) => Ok(make),
-        (None, Some(feature)) => Err(ConnectError::FeatureOff { backend: entry.name, feature }),
-        (None, None) => Err(ConnectError::NotInThisVersion { backend: entry.name, known: obtainable() }),
-    }
+    entry.make.ok_or_else(|| ConnectError::FeatureOff {
+        backend: entry.name,
+        feature: entry.feature.expect("the backend without a feature is in every build"),
+    })
 }
 
 /// The error for a scheme of no backend.
 pub(crate) fn unknown(scheme: String) -> ConnectError {
     let nearest = nearest(&scheme);
-    ConnectError::UnknownScheme { scheme, nearest, known: obtainable() }
+    ConnectError::UnknownScheme { scheme, nearest, known: known() }
 }
 
-/// The first schemes of the backends that are in this version, with their features on or off.
-fn obtainable() -> String {
-    let entries = BACKENDS.iter().filter(|entry| entry.make.is_some() || entry.feature.is_some());
-    entries.map(|entry| format!("{}:", entry.schemes[0])).collect::<Vec<_>>().join(", ")
+/// The first schemes of all backends, with their features on or off.
+fn known() -> String {
+    BACKENDS.iter().map(|entry| format!("{}:", entry.schemes[0])).collect::<Vec<_>>().join(", ")
 }
 
 /// The scheme that was probably meant, of any backend.
@@ -148,8 +238,14 @@ mod tests {
 
     #[test]
     fn a_backend_whose_feature_is_off_names_it() {
-        static OFF: Entry =
-            Entry { name: "Other", schemes: &["other"], also: &[], feature: Some("other"), make: None };
+        static OFF: Entry = Entry {
+            name: "Other",
+            schemes: &["other"],
+            also: &[],
+            forms: &[],
+            feature: Some("other"),
+            make: None,
+        };
         let error = obtain(&OFF).map(drop).unwrap_err().to_string();
         assert!(error.contains(r#"features = ["other"]"#), "{error}");
     }

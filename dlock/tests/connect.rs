@@ -67,8 +67,12 @@ async fn code_can_add_to_a_url() {
 async fn mistakes_are_told_with_what_to_write() {
     told("", &["scheme"]).await;
     told("/var/lib/locks.db", &["scheme", "sqlite:/var/lib/locks.db"]).await;
-    told("sqllite:locks.db", &["\"sqllite\"", "did you mean \"sqlite\"?", "memory:, sqlite:"]).await;
-    told("http://localhost", &["\"http\"", "memory:, sqlite:"]).await;
+    told(
+        "sqllite:locks.db",
+        &["\"sqllite\"", "did you mean \"sqlite\"?", "memory:, sqlite:, etcd:, zk:, postgres:, redis:"],
+    )
+    .await;
+    told("http://localhost", &["\"http\"", "memory:, sqlite:, etcd:, zk:, postgres:, redis:"]).await;
     told("localhost:2379", &["\"localhost\""]).await;
     told(
         "memory:?tll=10s",
@@ -90,34 +94,13 @@ async fn mistakes_are_told_with_what_to_write() {
 }
 
 #[tokio::test]
-async fn backends_that_are_to_come_say_so() {
-    for url in [
-        "etcd://127.0.0.1:2379",
-        "etcds://h",
-        "zk://h:2181/chroot",
-        "zks://h",
-        "postgres://u@h/db",
-        "POSTGRESQL://u@h/db",
-        "redis://h",
-        "rediss://h",
-        "redis+redlock://a,b,c",
-        "rediss+redlock://a,b,c",
-        // Also when there is more to complain about.
-        "etcd://h?x",
-    ] {
-        let error = error(url).await;
-        assert!(matches!(error, ConnectError::NotInThisVersion { .. }), "{url}: {error}");
-        assert!(error.to_string().contains("memory:, sqlite:"), "{error}");
-    }
-}
-
-#[tokio::test]
 async fn no_error_shows_a_password() {
     for url in [
         "postgres://user:hunter2@h/db",
         "postgres://user:?hunter2@h/db",
         "redis://:hunter2@h?ttl=1",
         "etcd://user:hunter2@h?ttl",
+        "zk://user:hunter2@h/chroot?ttl",
         "postgers://user:hunter2@h",
         "postgers://user:hunter2@h?ttl=%FF",
         "user/hunter2@h:5432",
@@ -127,6 +110,30 @@ async fn no_error_shows_a_password() {
         let shown = format!("{} {error:?}", chain(&error));
         assert!(!shown.contains("hunter2"), "{url}: {shown}");
     }
+}
+
+#[cfg(not(feature = "postgres"))]
+#[tokio::test]
+async fn postgresql_names_its_feature() {
+    for url in ["postgres://u@h/db", "POSTGRESQL://u@h/db"] {
+        told(url, &["PostgreSQL", "features = [\"postgres\"]"]).await;
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn postgresql_urls_are_read() {
+    told("postgres://u:hunter2@h1,h2/db", &["one host"]).await;
+    told("POSTGRESQL://u@h/db?ttll=1s", &["ttll", "sslmode"]).await;
+    let error = error("postgres://u:hunter2@127.0.0.1:1/db").await;
+    assert!(error.is_transient(), "{}", chain(&error));
+    assert!(chain(&error).contains("db on 127.0.0.1:1"), "{}", chain(&error));
+}
+
+#[cfg(not(feature = "redis"))]
+#[tokio::test]
+async fn redis_names_its_feature() {
+    told("redis://h", &["without the Redis backend", r#"features = ["redis"]"#]).await;
 }
 
 #[cfg(not(feature = "sqlite"))]
@@ -170,4 +177,21 @@ mod sqlite {
         told("sqlite:locks.db?mode=ro", &["unknown parameter \"mode\" for sqlite", "prefix"]).await;
         assert!(!std::path::Path::new("locks.db").exists(), "nothing was opened");
     }
+}
+
+#[cfg(not(feature = "etcd"))]
+#[tokio::test]
+async fn etcd_names_its_feature() {
+    told("etcd://h", &["without the etcd backend", r#"features = ["etcd"]"#]).await;
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn urls_of_etcd_are_checked_before_anything_is_sent() {
+    told("etcd://h?prefx=x", &[r#""prefx""#, "known are", "prefix"]).await;
+    told("etcd://h?ca=/ca.pem", &["etcds://"]).await;
+    told("etcd://h?ttl=500ms", &["ttl", "at least 1s"]).await;
+    let down = error("etcd://127.0.0.1:1?request_timeout=1s").await;
+    assert!(down.is_transient(), "{down}");
+    assert!(chain(&down).contains("127.0.0.1:1"), "{}", chain(&down));
 }
