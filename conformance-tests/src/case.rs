@@ -133,6 +133,7 @@ macro_rules! for_each_case {
                 close_leaves_nothing
                 cancelled_close_goes_on
                 close_with_the_store_down
+                preparing_again_does_no_harm
             }
         }
     };

@@ -59,7 +59,7 @@ pub async fn release_spares_the_successor(fx: &dyn Fixture) {
     }
 }
 
-/// P5: with the store down a release ends in time with "not known", the guard is dead, and the lock is free when the
+/// P5: with the store down a release ends within a TTL with "not known", the guard is dead, and the lock is free when the
 /// lease is over at the latest.
 pub async fn release_with_the_store_down(fx: &dyn Fixture) {
     let profile = fx.profile();
@@ -72,7 +72,8 @@ pub async fn release_with_the_store_down(fx: &dyn Fixture) {
         } else {
             client.faults.fail_all(ErrorKind::Unavailable);
         }
-        let outcome = within(profile, profile.request_timeout * 2, "a release ends", guard.release()).await;
+        let outcome =
+            within(profile, profile.ttl + profile.request_timeout, "a release ends", guard.release()).await;
         let error = outcome.expect_err("nothing was answered");
         assert_eq!(error.name().as_str(), "down");
         // A lease until the session that keeps it alive is ended, and one more until that has run out.
@@ -307,4 +308,21 @@ pub async fn close_with_the_store_down(fx: &dyn Fixture) {
         within(profile, bound, "P4: the lock is free after the lease", other.lock("unconfirmed").acquire())
             .await;
     taken.expect("the store answers").release().await.expect("the store answers");
+}
+
+/// P1, P2: preparing a store that is in use already changes nothing: what is held stays held, and tokens go on rising.
+pub async fn preparing_again_does_no_harm(fx: &dyn Fixture) {
+    let (holder, other) = (fx.client(Setup::new()).await, fx.client(Setup::new()).await);
+    let guard = holder.lock("prepared").acquire().await.expect("the lock is free");
+    for _ in 0..2 {
+        other.locks.init().await.expect("the store answers");
+        assert!(guard.is_held(), "a lock was lost by preparing the store again");
+        let tried = other.lock("prepared").try_acquire().await.expect("the store answers");
+        assert!(tried.is_none(), "P1 broken: granted to another one after preparing the store again");
+    }
+    let before = guard.token();
+    guard.release().await.expect("the store answers");
+    other.locks.init().await.expect("the store answers");
+    let guard = other.lock("prepared").acquire().await.expect("the lock is free");
+    assert!(guard.token() > before, "P2 broken: {} after {before}", guard.token());
 }

@@ -9,7 +9,7 @@ use super::waiting::spawn_acquire;
 use crate::contest::Contest;
 use crate::fixture::{Client, Fixture, Profile, Setup};
 use crate::history::WatchedGuard;
-use crate::patience::within;
+use crate::patience::{soon, until, within};
 
 /// What each case starts from: somebody who crashed while holding, and does not know yet.
 struct Crashed {
@@ -19,13 +19,17 @@ struct Crashed {
 
 impl Crashed {
     async fn new(fx: &dyn Fixture) -> Self {
+        let profile = fx.profile();
         let contest = Contest::new(fx, "crashed");
         let holder = fx.client(Setup::new()).await;
         let guard =
             contest.history.acquire("crashed", &contest.lock(&holder)).await.expect("the lock is free");
         // Renewed a while ago, so that what is left of its lease is not a whole one.
-        tokio::time::sleep(fx.profile().renewal() * 3 / 2).await;
-        assert!(guard.is_held());
+        let before = holder.locks.metrics().renewals;
+        let renewed = until(profile, async || holder.locks.metrics().renewals > before || !guard.is_held());
+        soon(profile, "it is renewed", renewed).await;
+        tokio::time::sleep(profile.renewal() / 2).await;
+        assert!(guard.is_held(), "the store is too slow: {:?}", guard.guard().loss());
         fx.crash(&holder).await;
         guard.crashed();
         Self { contest, guard }
@@ -97,8 +101,10 @@ pub async fn cancelled_settle_leaves_the_rest(fx: &dyn Fixture) {
 /// on what it has waited, so one of them gets the lock in the end.
 pub async fn short_waiters_settle_together(fx: &dyn Fixture) {
     let profile = fx.profile();
-    let crashed = Crashed::new(fx).await;
     let client = fx.client(Setup::new()).await;
+    // So that each attempt gets an answer.
+    client.locks.open().await.expect("the store answers");
+    let crashed = Crashed::new(fx).await;
     let lock = crashed.contest.lock(&client);
     let attempts = async {
         loop {
