@@ -1,24 +1,33 @@
 #![doc = include_str!("../README.md")]
 
+mod etcd;
 mod figures;
 mod handoff;
 mod heap;
 mod null;
+mod postgres;
+mod redis;
 mod renewal;
+mod servers;
 mod setting;
 mod sqlite;
 mod table;
 mod uncontended;
+mod zookeeper;
 
 use std::process::ExitCode;
 
 /// The sections of the table, in the order in which they are printed.
-const SECTIONS: [(&str, fn()); 5] = [
+const SECTIONS: [(&str, fn()); 9] = [
     ("uncontended", uncontended::run),
     ("handoff", handoff::run),
     ("heap", heap::run),
     ("renewal", renewal::run),
     ("sqlite", sqlite::run),
+    ("redis", redis::run),
+    ("etcd", etcd::run),
+    ("postgres", postgres::run),
+    ("zookeeper", zookeeper::run),
 ];
 
 fn main() -> ExitCode {
