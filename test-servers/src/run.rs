@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::net::TcpSocket;
 
 use crate::error::{Context, Error, Result};
 
@@ -81,12 +83,18 @@ impl Run {
             let given = self.ports_given.fetch_add(1, Ordering::Relaxed);
             let port = u16::try_from(FIRST_PORT + given % PORTS).expect("the range ends below 65,536");
             // Somebody may listen on this port of all addresses.
-            if TcpListener::bind((self.ip, port)).is_ok() {
+            if is_free((self.ip, port).into()) {
                 return Ok(port);
             }
         }
         Err(Error::new(format!("no free port on {}", self.ip)))
     }
+}
+
+/// Binds without listening: a process that is being started just then has a copy of the socket for a moment, and while one
+/// listens nobody else can.
+fn is_free(addr: SocketAddr) -> bool {
+    TcpSocket::new_v4().is_ok_and(|socket| socket.set_reuseaddr(true).is_ok() && socket.bind(addr).is_ok())
 }
 
 /// Process numbers have at most 22 bits, and there is room for 22 in 127.64.0.0/10: no two processes share an address.

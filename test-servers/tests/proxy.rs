@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use test_servers::{Direction, Lease, Pool, Protocol, Proxy, Redis, Server, Then};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 static SERVERS: Pool<Server> = Pool::new(|| Box::pin(Server::start(Redis::v8()))).reset(|server| {
@@ -277,4 +279,33 @@ async fn abandoned_clients_are_reset_and_the_server_hears_nothing() {
     let told = async { while connected().await > 0 {} };
     timeout(PATIENCE, told).await.unwrap();
     Client::connect(&proxy).await.asks("PING\r\n", "+PONG\r\n").await;
+}
+
+/// A process that is being started has a copy of every open file for a moment.
+#[tokio::test]
+async fn processes_that_start_meanwhile_keep_no_port_open() {
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let end = Arc::new(AtomicBool::new(false));
+    let starting: Vec<_> = (0..4)
+        .map(|_| {
+            let end = end.clone();
+            std::thread::spawn(move || {
+                while !end.load(Ordering::Relaxed) {
+                    assert!(std::process::Command::new("true").status().unwrap().success());
+                }
+            })
+        })
+        .collect();
+    for _ in 0..300 {
+        let proxy = Proxy::start(target.local_addr().unwrap()).await.unwrap();
+        TcpStream::connect(proxy.addr()).await.unwrap();
+        proxy.cut().await.unwrap();
+        let refused = TcpStream::connect(proxy.addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        proxy.pass().await.unwrap();
+    }
+    end.store(true, Ordering::Relaxed);
+    for thread in starting {
+        thread.join().unwrap();
+    }
 }

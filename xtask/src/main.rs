@@ -94,6 +94,7 @@ struct Report {
     steps: u32,
     passed: u64,
     failed: u64,
+    failures: Failures,
 }
 
 impl Report {
@@ -114,6 +115,7 @@ impl Report {
                 self.passed += passed;
                 self.failed += failed;
             }
+            self.failures.read(&line);
             println!("{line}");
         }
         let succeeded = child.wait().is_ok_and(|status| status.success());
@@ -129,6 +131,9 @@ impl Report {
 
     fn finish(self) -> ExitCode {
         println!();
+        for line in &self.failures.told {
+            println!("{line}");
+        }
         if self.failed_steps.is_empty() {
             println!("all {} steps passed", self.steps);
         } else {
@@ -146,6 +151,31 @@ impl Report {
     }
 }
 
+/// What the tests that failed said, to be repeated at the end: thousands of lines stand in between.
+#[derive(Default)]
+struct Failures {
+    told: Vec<String>,
+    /// How many more lines of this test are told.
+    more: usize,
+}
+
+impl Failures {
+    /// Most of what a test says after so many lines is a server's log.
+    const LINES: usize = 12;
+
+    fn read(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.more = Self::LINES;
+        } else if line == "failures:" || line == "stack backtrace:" || line.starts_with("test result: ") {
+            self.more = 0;
+        }
+        if self.more > 0 {
+            self.more -= 1;
+            self.told.push(line.to_owned());
+        }
+    }
+}
+
 /// Reads `test result: ok. 8 passed; 0 failed; ...`.
 fn counts(line: &str) -> Option<(u64, u64)> {
     let rest = line.strip_prefix("test result: ")?;
@@ -160,7 +190,7 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 mod tests {
     use std::path::Path;
 
-    use super::counts;
+    use super::{Failures, counts};
 
     /// ARCHITECTURE.md drifts unless something holds it against the tree.
     #[test]
@@ -197,5 +227,33 @@ mod tests {
         let line = "test result: FAILED. 7 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.09s";
         assert_eq!(counts(line), Some((7, 1)));
         assert_eq!(counts("test a ... ok"), None);
+    }
+    #[test]
+    fn failures_are_told_again_without_their_backtraces() {
+        let mut failures = Failures::default();
+        let output = "\
+running 2 tests
+test a::b ... FAILED
+
+failures:
+
+---- a::b stdout ----
+
+thread 'a::b' panicked at src/a.rs:7:9:
+two holders
+stack backtrace:
+   0: main
+
+failures:
+    a::b
+
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.09s";
+        for line in output.lines() {
+            failures.read(line);
+        }
+        assert_eq!(
+            failures.told,
+            ["---- a::b stdout ----", "", "thread 'a::b' panicked at src/a.rs:7:9:", "two holders"]
+        );
     }
 }

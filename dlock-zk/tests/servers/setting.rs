@@ -55,11 +55,8 @@ pub(crate) async fn got(waiting: JoinHandle<Result<LockGuard, AcquireError>>) ->
         .expect("the store answers")
 }
 
-/// A client of some members only, with its session open.
-pub(crate) async fn client_of(fx: &ZkFixture, setup: Setup, members: &[usize]) -> Client {
-    let all = fx.addresses();
-    let client = setup.client(fx.profile(), fx.backend_at(members.iter().map(|at| all[*at].clone())));
-    // A member that thaws or starts joins the others first, and opens no session until then.
+/// Opens a client's session. A member that thaws or starts joins the others first, and opens no session until then.
+async fn opened(client: &Client) {
     until("the member serves", async || match client.locks.open().await {
         Ok(()) => true,
         Err(error) => {
@@ -68,6 +65,13 @@ pub(crate) async fn client_of(fx: &ZkFixture, setup: Setup, members: &[usize]) -
         }
     })
     .await;
+}
+
+/// A client of some members only, with its session open.
+pub(crate) async fn client_of(fx: &ZkFixture, setup: Setup, members: &[usize]) -> Client {
+    let all = fx.addresses();
+    let client = setup.client(fx.profile(), fx.backend_at(members.iter().map(|at| all[*at].clone())));
+    opened(&client).await;
     client
 }
 
@@ -75,7 +79,7 @@ pub(crate) async fn client_of(fx: &ZkFixture, setup: Setup, members: &[usize]) -
 pub(crate) async fn client_over_proxy(fx: &ZkFixture, setup: Setup, member: usize) -> (Client, Proxy) {
     let proxy = Proxy::speaking(Protocol::ZooKeeper, fx.members()[member].addr()).await.unwrap();
     let client = setup.client(fx.profile(), fx.backend_at([proxy.addr().to_string()]));
-    client.locks.open().await.expect("the store answers");
+    opened(&client).await;
     (client, proxy)
 }
 
@@ -89,7 +93,7 @@ pub(crate) async fn client_on(fx: &ZkFixture, setup: Setup, member: usize) -> (C
         way.cut().await.unwrap();
     }
     let client = setup.client(fx.profile(), fx.backend_at(ways.iter().map(|way| way.addr().to_string())));
-    client.locks.open().await.expect("the store answers");
+    opened(&client).await;
     for way in &ways[1..] {
         way.pass().await.unwrap();
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{Shutdown, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -46,14 +47,13 @@ pub(super) async fn run(mut listener: Listener) {
         };
         if closed {
             // Dropping the set would end connections without a reset.
-            drop(socket);
+            stop_listening(socket);
             while connections.join_next().await.is_some() {}
             return;
         }
         let listens = accept != Accept::Refuse;
         if socket.is_some() != listens {
-            // Closing the socket also resets what waits to be accepted.
-            socket = None;
+            stop_listening(socket.take());
             let mut problem = None;
             if listens {
                 match TcpListener::bind(listener.addr).await {
@@ -109,5 +109,13 @@ pub(super) async fn run(mut listener: Listener) {
         }
         let oldest = generations.keys().next().copied();
         listener.report.send_if_modified(|status| std::mem::replace(&mut status.oldest, oldest) != oldest);
+    }
+}
+
+/// Also resets what waits to be accepted.
+fn stop_listening(socket: Option<TcpListener>) {
+    if let Some(socket) = socket {
+        // Closing it would not do: a process that is being started just now has a copy, and would go on listening.
+        let _ = shutdown(&socket, Shutdown::Both);
     }
 }
