@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use dlock_core::{ClaimReply, ErrorKind, Patience};
+use dlock_core::{ClaimReply, ErrorKind, Patience, ReleaseRequest, Released};
 use test_servers::Server;
 
 use dlock_postgres::PostgresBackend;
 use dlock_postgres::sqlx::ConnectOptions as _;
 
 use crate::place::{
-    Look, Place, TTL, at, busy, chain, debt_of, grant_of, granted, options, postgres, release, request,
-    session, try_claim, try_paid, until,
+    Look, Place, TTL, at, busy, chain, claim_ref, debt_of, grant_of, granted, options, postgres, release,
+    request, session, try_claim, try_paid, until,
 };
 
 /// A statement's snapshot is older than its lock: what was written in between must count.
@@ -148,6 +148,29 @@ async fn tries_leave_a_debt_as_it_is() {
     let other = place.session().await;
     assert_ne!(debt_of(try_paid(&*other, "a", 11, first.id).await).id, first.id);
     busy(try_claim(&*other, "a", 12).await);
+}
+
+/// A margin on what is written back would add up: with enough waiters that give up a debt would be paid never.
+#[tokio::test]
+async fn the_rest_of_a_debt_is_written_back_as_it_is() {
+    let place = Place::new().await;
+    let holder = place.session().await;
+    granted(&*holder, "a", 1).await;
+    drop(holder);
+    let mut look = place.look().await;
+    until("the connection is closed", async || look.advisory_locks().await == 0).await;
+    let mut owed = TTL;
+    for number in 2..40 {
+        // Another session each time: none that remembers.
+        let session = place.session().await;
+        assert_eq!(granted(&*session, "a", number).await.owed, owed);
+        owed -= Duration::from_millis(50);
+        let given_up = ReleaseRequest::new(claim_ref("a", number)).unpaid(owed);
+        assert_eq!(session.release(given_up).await.unwrap(), Released::Done);
+        assert_eq!(look.advisory_locks().await, 0);
+        session.close(Vec::new()).await.unwrap();
+    }
+    assert_eq!(look.number("SELECT owed FROM dlock.holders").await, 100);
 }
 
 /// Text that does not fit the database's encoding is refused.
