@@ -38,11 +38,18 @@ impl Holder {
             .unwrap_or_else(|_| Self { owner: text.chars().take(256).collect(), since_ms: 0 })
     }
 
-    /// When the claim was made by the clock of the holder's machine; none if it does not say.
+    /// When the claim was made by the clock of the holder's machine; none if it does not say, or says something after the
+    /// year 9999, which few programs can show.
     pub fn since(&self) -> Option<SystemTime> {
-        (self.since_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(self.since_ms))
+        if !(1..=LAST_MS).contains(&self.since_ms) {
+            return None;
+        }
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.since_ms))
     }
 }
+
+/// The end of the year 9999, in milliseconds since 1970.
+const LAST_MS: u64 = 253_402_300_799_999;
 
 /// `host:pid`, the default owner.
 pub(crate) fn default_owner() -> String {
@@ -51,4 +58,20 @@ pub(crate) fn default_owner() -> String {
     #[cfg(not(unix))]
     let host = std::env::var("COMPUTERNAME").unwrap_or_else(|_| "localhost".to_owned());
     format!("{host}:{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_nobody_can_show_is_none() {
+        let since = |since_ms| Holder { owner: String::new(), since_ms }.since();
+        assert_eq!(since(0), None);
+        assert_eq!(since(1), Some(UNIX_EPOCH + Duration::from_millis(1)));
+        assert!(since(LAST_MS).is_some());
+        for late in [LAST_MS + 1, 1_767_225_600_000_000, u64::MAX] {
+            assert_eq!(since(late), None);
+        }
+    }
 }

@@ -43,7 +43,17 @@ struct State {
     /// Attempts to connect that are over, and how the last one failed.
     attempts: u64,
     failure: Option<(u64, BackendError)>,
-    token: Option<MetadataValue<Ascii>>,
+    token: Token,
+}
+
+/// What is known of the token of the user.
+#[derive(Debug)]
+enum Token {
+    /// It is to be asked for.
+    Unknown,
+    /// The server asked for no user when it was asked last.
+    NotNeeded,
+    Known(MetadataValue<Ascii>),
 }
 
 /// A connection to one member.
@@ -85,7 +95,7 @@ impl Client {
             last_number: 0,
             attempts: 0,
             failure: None,
-            token: None,
+            token: Token::Unknown,
         };
         Self(Arc::new(Inner {
             members,
@@ -186,6 +196,11 @@ impl Client {
         .await
     }
 
+    /// How many members it knows.
+    pub(crate) fn members(&self) -> usize {
+        self.0.members.len()
+    }
+
     /// The number of the present connection.
     pub(crate) fn number(&self) -> u64 {
         *self.0.number.borrow()
@@ -223,7 +238,7 @@ impl Client {
             unanswered.close();
             let (verdict, status) = match outcome {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
+                Err((verdict, status)) => (self.with_user(verdict, &status), status),
             };
             self.after(verdict, &link);
             if left == 0 || matches!(verdict, Verdict::Answered | Verdict::Broken) {
@@ -294,11 +309,17 @@ impl Client {
         Err(merged(failures))
     }
 
+    /// A server that asked for no user before, and does now, says so to a request without a token.
+    fn with_user(&self, verdict: Verdict, status: &Status) -> Verdict {
+        let asks_now = self.0.user.is_some() && status.message().contains("user name is empty");
+        if asks_now { Verdict::TokenIsOld } else { verdict }
+    }
+
     /// Does what a failure asks for, so that the next request does better.
     fn after(&self, verdict: Verdict, link: &Link) {
         match verdict {
             Verdict::Answered => {}
-            Verdict::TokenIsOld => self.state().token = None,
+            Verdict::TokenIsOld => self.state().token = Token::Unknown,
             Verdict::AskAnother | Verdict::NotSent | Verdict::Broken => self.give_up(link),
         }
     }
@@ -332,16 +353,29 @@ impl Client {
     /// The user's token, asked for if there is none; none where the server asks for no user.
     async fn token(&self, link: &Link, user: &Credentials) -> Result<Option<MetadataValue<Ascii>>, Failure> {
         let _one = self.0.authenticating.lock().await;
-        if let Some(token) = &self.state().token {
-            return Ok(Some(token.clone()));
+        match &self.state().token {
+            Token::Known(token) => return Ok(Some(token.clone())),
+            Token::NotNeeded => return Ok(None),
+            Token::Unknown => {}
         }
         let mut grpc = ready(link).await?;
         let request = AuthenticateRequest { name: user.name.clone(), password: user.password.clone() };
         let path = PathAndQuery::from_static(AuthenticateRequest::PATH);
         let codec = ProstCodec::<_, <AuthenticateRequest as Call>::Answer>::default();
-        let answer = match grpc.unary(Request::new(request), path, codec).await {
+        let answer = tokio::select! {
+            biased;
+            answer = grpc.unary(Request::new(request), path, codec) => answer,
+            // Those who go on with another member wait for this one to be through.
+            () = self.given_up(link.number) => {
+                return Err((Verdict::NotSent, Status::unavailable("another member is asked by now")));
+            }
+        };
+        let answer = match answer {
             Ok(answer) => answer.into_inner(),
-            Err(status) if status.message().contains("authentication is not enabled") => return Ok(None),
+            Err(status) if status.message().contains("authentication is not enabled") => {
+                self.state().token = Token::NotNeeded;
+                return Ok(None);
+            }
             Err(status) => {
                 // It changes nothing, so what asks for it was not executed.
                 let seen = verdict(&status);
@@ -354,7 +388,7 @@ impl Client {
             .map_err(|_| (Verdict::Answered, Status::internal("the server's token is no legal header")))?;
         // So that `Debug` hides it.
         token.set_sensitive(true);
-        self.state().token = Some(token.clone());
+        self.state().token = Token::Known(token.clone());
         Ok(Some(token))
     }
 
@@ -396,7 +430,10 @@ impl<Q, A> Duplex<Q, A> {
         let (verdict, status) = match message {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => (Verdict::Broken, Status::unavailable("the server ended the call")),
-            Err(status) => judged(status),
+            Err(status) => {
+                let (verdict, status) = judged(status);
+                (self.client.with_user(verdict, &status), status)
+            }
         };
         self.client.after(verdict, &self.link);
         Err(self.client.error(&self.link, verdict, &status))

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{BackendError, Lease, OpenOptions, Opened, check_prefix};
+use dlock_core::{BackendError, Lease, OpenOptions, Opened, Timestamp, check_prefix};
 use futures_util::future::join_all;
 
 use crate::EtcdBackend;
@@ -13,7 +13,7 @@ use crate::connect::Member;
 use crate::layout::SessionKeys;
 use crate::session::EtcdSession;
 use crate::version::Version;
-use crate::wire::{LeaseGrantRequest, LeaseRevokeRequest, StatusRequest};
+use crate::wire::{LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, StatusRequest};
 
 /// The longest that a look at the versions holds up an opening.
 const LOOK: Duration = Duration::from_millis(500);
@@ -41,11 +41,7 @@ pub(crate) async fn open(backend: &EtcdBackend, options: OpenOptions) -> Result<
 }
 
 async fn lease(backend: &EtcdBackend, client: Client, options: OpenOptions) -> Result<Opened, BackendError> {
-    let since = options.now();
-    let seconds = options.ttl.as_secs() + u64::from(options.ttl.subsec_nanos() > 0);
-    let request = LeaseGrantRequest { ttl: i64::try_from(seconds).unwrap_or(i64::MAX) };
-    // Unanswered, it may leave a lease behind that nobody knows of: it has no keys, and runs out by itself.
-    let granted = client.first_call(request).await?;
+    let (since, granted) = grant(&client, &options).await?;
     let ttl = Duration::from_secs(u64::try_from(granted.ttl).unwrap_or(0));
     let keys = SessionKeys { layout: backend.layout.clone(), lease: granted.id, owner: options.owner };
     let put = match client.call(keys.put_session()).await {
@@ -68,6 +64,29 @@ async fn lease(backend: &EtcdBackend, client: Client, options: OpenOptions) -> R
         Arc::clone(&options.clock),
     );
     Ok(Opened::with_session_lease(Arc::new(session), Lease::new(since, ttl)))
+}
+
+/// A lease, and the time from which it counts. A member that is frozen takes connections and answers nothing, so each gets a
+/// part of the time, and the last one all of it: a store that is slow is not one that is frozen.
+async fn grant(
+    client: &Client,
+    options: &OpenOptions,
+) -> Result<(Timestamp, LeaseGrantResponse), BackendError> {
+    let seconds = options.ttl.as_secs() + u64::from(options.ttl.subsec_nanos() > 0);
+    let request = LeaseGrantRequest { ttl: i64::try_from(seconds).unwrap_or(i64::MAX) };
+    let limit = options.request_timeout;
+    let members = client.members();
+    for left in (0..members).rev() {
+        let since = options.now();
+        let limit = if left == 0 { limit } else { limit / u32::try_from(members).unwrap_or(u32::MAX) };
+        // Unanswered, it may leave a lease behind that nobody knows of: it has no keys, and runs out by itself.
+        if let Ok(answer) = tokio::time::timeout(limit, client.first_call(request.clone())).await {
+            return Ok((since, answer?));
+        }
+    }
+    Err(BackendError::unavailable(format!(
+        "no member of etcd answers, of {members} that can be reached: the last one did not within {limit:?}"
+    )))
 }
 
 /// Asks every member for its version. One that does not answer is left out: it is asked again with the next session.

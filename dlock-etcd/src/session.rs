@@ -35,7 +35,7 @@ pub(crate) struct EtcdSession {
     limit: Duration,
     keep_alive: KeepAlive,
     /// How long a look at the lease's keys may take. It goes beside the renewal, whose answer must not be lost for want of
-    /// this one's: core waits two ninths of the TTL for both.
+    /// this one's: core waits two ninths of the TTL for both, and `limit` at most.
     look_limit: Duration,
     resolver: Resolver,
     state: Mutex<State>,
@@ -68,7 +68,7 @@ impl EtcdSession {
             keys,
             clock,
             limit,
-            look_limit: limit.min(ttl / 9),
+            look_limit: (limit / 2).min(ttl / 9),
             keep_alive: KeepAlive::default(),
             resolver: Resolver::default(),
             state: Mutex::new(state),
@@ -235,19 +235,21 @@ impl Session for EtcdSession {
     }
 
     async fn resolve(&self, claim: &ClaimRef) -> Result<Resolution, BackendError> {
+        let placed = self.state().placed.get(&claim.id).copied();
+        if let Some(created) = placed {
+            // The put was answered. What was not is a look or a deletion, which cannot make a key: reading it is proof.
+            return Ok(match self.look(claim, created).await.map_err(not_answered)? {
+                ClaimReply::Granted(grant) => Resolution::Granted(grant),
+                ClaimReply::Waiting(ahead) => Resolution::Waiting(ahead),
+                ClaimReply::Busy(_) => Resolution::Absent,
+            });
+        }
         // Before the transaction is sent: from here on nothing of this claim is.
         self.state().asked_about.insert(claim.id);
         let moved = |revision| self.session_moved(revision);
-        let found = self.resolver.resolve(&self.client, &self.keys, claim, moved).await?;
-        let Some(created) = found.created else {
-            self.state().placed.remove(&claim.id);
-            return Ok(Resolution::Absent);
-        };
-        if self.state().placed.get(&claim.id).is_some_and(|placed| *placed != created) {
-            // P7: a hand has removed the key, and put one of the same name.
-            self.state().placed.remove(&claim.id);
-            return Ok(Resolution::Absent);
-        }
+        let found =
+            self.resolver.resolve(&self.client, &self.keys, claim, moved).await.map_err(not_answered)?;
+        let Some(created) = found.created else { return Ok(Resolution::Absent) };
         self.place(claim.id, created);
         Ok(if found.is_first {
             Resolution::Granted(granted(found.revision)?)
@@ -312,6 +314,16 @@ fn holder(kv: &KeyValue) -> Holder {
         return Holder::from_json(&format!("lease {:x}", kv.lease));
     }
     Holder::from_json(&String::from_utf8_lossy(&kv.value))
+}
+
+/// That the server refuses the question, as it does while its disk is full, says nothing of the claim; and it is no reason to
+/// give up locks whose lease goes on. Core asks again for as long as may be.
+fn not_answered(error: BackendError) -> BackendError {
+    if error.kind() == ErrorKind::Refused {
+        BackendError::unavailable(error.to_string()).with_source(error)
+    } else {
+        error
+    }
 }
 
 /// A request that only reads changes nothing, whatever became of it.

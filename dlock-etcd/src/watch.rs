@@ -8,6 +8,9 @@ use crate::client::{Client, Duplex};
 use crate::layout::look_at;
 use crate::wire::{WATCH, WatchCreateRequest, WatchFilter, WatchRequest, WatchRequestUnion, WatchResponse};
 
+/// Over so much time waiters look whose member has gone.
+const SPREAD: Duration = Duration::from_millis(100);
+
 /// A key that was there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -40,8 +43,12 @@ pub(crate) async fn gone(client: &Client, seen: &Seen, limit: Duration) -> Resul
             answer = watch.next() => if said(&answer?)? {
                 return Ok(());
             },
-            // The member of this watch may be frozen or cut off, and tell nothing any more: look with another one.
-            () = client.given_up(number) => return Ok(()),
+            // The member of this watch may be frozen or cut off, and tell nothing any more: look with another one. Not all
+            // waiters of the session at once: that may be more than a store can bear which is slow.
+            () = client.given_up(number) => {
+                tokio::time::sleep(SPREAD.mul_f64(rand::random())).await;
+                return Ok(());
+            }
         }
     }
 }

@@ -30,13 +30,19 @@ impl Epoch {
         let lease = millis(options.ttl);
         let statements = &plan.statements.epoch;
         let [strong, weak] = &statements.read;
-        let read = if may_ask_origin { strong } else { weak };
+        let mut read = if may_ask_origin { strong } else { weak };
         // Others may do the same at this moment, and each step may find that one of them was faster.
-        for _ in 0..5 {
+        for _ in 0..6 {
             let row: PgRow = sqlx::raw_sql(read.sql()).fetch_one(&mut *connection).await.map_err(failed)?;
             // Counted from the answer: whoever held before the epoch holds no longer than this from now on.
             let now = options.clock.now();
             let origin: String = row.try_get("here").map_err(failed)?;
+            let was: Option<String> = row.try_get("origin").map_err(failed)?;
+            if !is_start(&origin) && was.as_deref().is_some_and(is_start) {
+                // Roles with few rights use this schema too: with two names for one place they would end each other's epochs.
+                read = weak;
+                continue;
+            }
             let next = if let Some(max_lease) = row.try_get::<Option<i64>, _>("max_lease").map_err(failed)? {
                 match row.try_get::<Option<i64>, _>("block").map_err(failed)? {
                     Some(block) if max_lease >= lease => {
@@ -46,7 +52,7 @@ impl Epoch {
                     }
                     Some(_) => sqlx::query(statements.raise.sql()).bind(lease),
                     None => {
-                        let was: String = row.try_get("origin").map_err(failed)?;
+                        let was = was.unwrap_or_default();
                         // Others whose last raise was lost may have had as long a lease as our own.
                         let settle = millis(plan.failover_settle.max(options.ttl));
                         sqlx::query(statements.begin.sql()).bind(origin).bind(was).bind(settle)
@@ -62,4 +68,9 @@ impl Epoch {
             plan.place.schema, plan.place.database
         )))
     }
+}
+
+/// Whether an origin is that of a role which may not ask where the server is.
+fn is_start(origin: &str) -> bool {
+    origin.starts_with("start ")
 }

@@ -80,6 +80,15 @@ pub(crate) fn pooled(place: &Place) -> BackendError {
     ))
 }
 
+/// The row of the epoch is another one, or gone, while the server has not crashed.
+pub(crate) fn another_epoch(place: &Place) -> BackendError {
+    BackendError::session_gone(format!(
+        "the epoch of this session is over in schema {:?} of database {}: a role that may not call pg_control_system() or \
+         pg_walfile_name() has used the schema for the first time, or the row was removed by hand",
+        place.schema, place.database
+    ))
+}
+
 /// As [`pooled`], found out before anything was locked.
 pub(crate) fn pooled_at_opening(place: &Place) -> BackendError {
     BackendError::refused(format!(

@@ -44,8 +44,8 @@ impl Statements {
             .bind(rests.to_vec())
     }
 
-    pub(crate) fn unlock(&self, sid: &str, key: i64) -> Query {
-        sqlx::query(self.unlock.sql()).bind(key).bind(sid.to_owned())
+    pub(crate) fn unlock(&self, sid: &str, key: i64, notify: bool) -> Query {
+        sqlx::query(self.unlock.sql()).bind(key).bind(sid.to_owned()).bind(notify)
     }
 
     pub(crate) fn settled(&self, sid: &str, key: i64, token: i64, lease: i64) -> Query {

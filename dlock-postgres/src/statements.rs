@@ -142,9 +142,11 @@ SELECT x.key, pg_advisory_unlock(x.key) AS unlocked,
        CASE WHEN x.waiting THEN pg_notify('dlock', x.key::text) END AS notified
   FROM s LEFT JOIN (SELECT * FROM d UNION ALL SELECT * FROM u) x ON true";
 
-/// Gives an advisory lock back where its row was not written, or is gone. `$1` key, `$2` session.
+/// Gives an advisory lock back where its row was not written, or is gone. `$1` key, `$2` session, `$3` notify: all
+/// transactions of the server that do so are committed one after the other, and where that failed it would fail again.
 const UNLOCK: &str = "\
-SELECT pg_advisory_unlock($1::bigint) AS unlocked, pg_notify('dlock', $1::text) AS notified
+SELECT pg_advisory_unlock($1::bigint) AS unlocked,
+       CASE WHEN $3::boolean THEN pg_notify('dlock', $1::text) END AS notified
  WHERE current_setting('dlock.session', true) = $2::text";
 
 /// A settle was served: what the next one would have to settle is our own lease. `$1` key, `$2` token, `$3` lease,
@@ -153,13 +155,13 @@ const SETTLED: &str = "\
 UPDATE {s}.holders SET owed = $3::bigint, prev = 0
  WHERE key = $1::bigint AND token = $2::bigint AND current_setting('dlock.session', true) = $4::text";
 
-/// Renews the session, and tells what is still owed from before the epoch and which rows were removed by a hand. No row:
-/// the session is over. `$1` block, `$2` session, `$3` keys, `$4` tokens.
+/// Renews the session, and tells what is still owed from before the epoch, which is null if that is over, and which rows were
+/// removed by a hand. No row: another server process answered. `$1` block, `$2` session, `$3` keys, `$4` tokens.
 const HEARTBEAT: &str = "\
 SELECT e.owed, ARRAY(
     SELECT r.key FROM unnest($3::bigint[], $4::bigint[]) AS r (key, token)
      WHERE NOT EXISTS (SELECT FROM {s}.holders h WHERE h.key = r.key AND h.token = r.token)) AS gone
-  FROM {s}.epoch e WHERE e.block = $1::bigint AND current_setting('dlock.session', true) = $2::text";
+  FROM (SELECT WHERE current_setting('dlock.session', true) = $2::text) s LEFT JOIN {s}.epoch e ON e.block = $1::bigint";
 
 /// What was owed from before the epoch has passed. `$1` block, `$2` session.
 const EPOCH_PAID: &str = "\

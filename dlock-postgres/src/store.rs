@@ -14,7 +14,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use crate::answer::{Answer, Row};
 use crate::connection::{Plan, Process, Ready, duration, millis, shown_as};
 use crate::epoch::Epoch;
-use crate::error::{Failure, Place, gone, of_statement, pooled, shows_pooler};
+use crate::error::{Failure, Place, another_epoch, gone, of_statement, pooled, shows_pooler};
 use crate::query::Query;
 use crate::signals::{Armed, Signals};
 use crate::spent::Spent;
@@ -108,7 +108,7 @@ impl Store {
             Ok(row) => Row { row: &row, place: &plan.place }.claim()?,
             Err(Failure::Definite(error)) => {
                 // The advisory lock may have been taken, and no error gives it back.
-                self.unlock(key).await?;
+                self.unlock(key, false).await?;
                 return Err(Failure::Definite(error));
             }
             Err(over) => return Err(over),
@@ -192,8 +192,9 @@ impl Store {
         }
         for ((key, token), rest) in keys.iter().zip(&tokens).zip(&rests) {
             if !there.contains(key) {
-                // Removed by a hand, or refused for want of rights, space or locks; the advisory lock is still ours.
-                if !self.unlock(*key).await? {
+                // Removed by a hand; or refused for want of rights, space or locks, or at the commit, when the advisory lock
+                // was given back and the row was not removed.
+                if !self.unlock(*key, !refused).await? && !refused {
                     return Err(Failure::Over(gone(&plan.place, None)));
                 }
             }
@@ -243,8 +244,10 @@ impl Store {
         let since = self.clock.now();
         let row = self.row(plan.statements.heartbeat(&self.sid, self.block, &keys, &tokens)).await?;
         let row = Row { row: &row, place: &plan.place };
-        if row.get::<i64>("owed")? == 0 {
-            self.epoch_paid_at = None;
+        match row.get::<Option<i64>>("owed")? {
+            Some(0) => self.epoch_paid_at = None,
+            Some(_) => {}
+            None => return Err(Failure::Over(another_epoch(&plan.place))),
         }
         let mut renewed = Renewed::session(Renewal::Extended(Lease::new(since, self.ttl)));
         for key in row.get::<Vec<i64>>("gone")? {
@@ -313,9 +316,9 @@ impl Store {
     }
 
     /// Gives an advisory lock back that has no row, or none that counts. False if it was not held.
-    async fn unlock(&mut self, key: i64) -> Result<bool, Failure> {
+    async fn unlock(&mut self, key: i64, notify: bool) -> Result<bool, Failure> {
         let plan = Arc::clone(&self.plan);
-        match self.row(plan.statements.unlock(&self.sid, key)).await {
+        match self.row(plan.statements.unlock(&self.sid, key, notify)).await {
             Ok(row) => Row { row: &row, place: &plan.place }.get("unlocked"),
             // Whether it is held is not known, and the end of the session settles it.
             Err(failure) => Err(Failure::Over(failure.into_error())),

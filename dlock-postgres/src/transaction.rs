@@ -17,6 +17,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// How often a transaction that settles shows that it lives.
 const STEP: Duration = Duration::from_secs(1);
+/// The first of these looks comes sooner: what seemed to be owed may have been a release that was not committed yet.
+const FIRST_STEP: Duration = Duration::from_millis(10);
 
 /// Locks of a [`PostgresBackend`] as part of transactions: released by commit or rollback, and by nothing else.
 ///
@@ -201,20 +203,27 @@ impl TransactionLocks {
         let now = self.0.clock.now();
         let epoch_paid_at = self.paid_at(&epoch, block, view.epoch_owed, now);
         // P1: whoever held it last and did not leave cleanly may believe so for this long.
-        let settle_until = now.plus(duration(view.owed)).max(epoch_paid_at);
+        let mut settle_until = now.plus(duration(view.owed)).max(epoch_paid_at);
         if settle_until > now {
             let debt = Debt { key, seen: view.seen, epoch: (view.epoch_owed > 0).then_some(block) };
             // The server may end a transaction that says nothing for a while, and the lock with it.
-            let step = if patience.is_zero() { STEP } else { STEP.min(patience / 2) };
+            let longest = if patience.is_zero() { STEP } else { STEP.min(patience / 2) };
+            let mut step = FIRST_STEP.min(longest);
             loop {
                 let now = self.0.clock.now();
                 if now >= settle_until {
                     break;
                 }
                 sleep_until(&*self.0.clock, settle_until.min(now.plus(step))).await;
-                View::of(transaction, plan, key, &epoch).await.map_err(failed)?;
+                step = (step * 2).min(longest);
+                view = View::of(transaction, plan, key, &epoch).await.map_err(failed)?;
+                if view.seen != debt.seen {
+                    // The lock is ours, so the row is gone because its holder had left cleanly, or because it was waited out by
+                    // somebody else. A release frees the lock a moment before its row is seen to be gone.
+                    settle_until = epoch_paid_at;
+                }
             }
-            debt.pay(plan, step).await;
+            debt.pay(plan, longest).await;
             // After all that took time: what is handed out is held.
             view = View::of(transaction, plan, key, &epoch).await.map_err(failed)?;
         }

@@ -133,12 +133,18 @@ impl Group {
         }
     }
 
-    /// Waits a moment for nodes that have not answered a lost claim: those that denied it too have nothing to release.
+    /// Waits for nodes that have not answered a lost claim: a moment, since those that denied it too have nothing to release;
+    /// and as long as each may take while they can still tell that the lock is held, which is no failure of the nodes that fail.
     async fn hear_the_rest(&self, claim: &ClaimRef, round: &mut Fanout<Vote>, tally: &mut Tally) {
         round.pass().close();
         let until = Instant::now() + PATIENCE;
         while !tally.is_complete() && !round.pass().unanswered().is_empty() {
-            let Ok(answer) = tokio::time::timeout_at(until, round.next()).await else { return };
+            let answer = if tally.may_tell_more(round.pass().unanswered().len()) {
+                round.next().await
+            } else {
+                let Ok(answer) = tokio::time::timeout_at(until, round.next()).await else { return };
+                answer
+            };
             self.book(claim, tally, answer);
         }
     }

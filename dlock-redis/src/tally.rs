@@ -112,6 +112,14 @@ impl Tally {
         }
     }
 
+    /// Whether it is not known yet that somebody holds the lock, and `unanswered` more answers may say so.
+    pub(crate) fn may_tell_more(&self, unanswered: usize) -> bool {
+        let told =
+            self.votes.iter().flatten().filter(|vote| matches!(vote, Vote::Granted(_) | Vote::Denied(_)));
+        let told = told.count();
+        told < self.quorum() && told + unanswered >= self.quorum()
+    }
+
     /// Why the claim is lost. A claim that lost its ballot only was lost to contenders.
     pub(crate) fn loss(&self) -> Loss<'_> {
         let granted = self.grants().len();
@@ -221,6 +229,16 @@ mod tests {
         assert_eq!(tally(3, vec![failed(), denied("a", 5)]).standing(), Standing::Lost);
         assert_eq!(tally(3, vec![failed(), Vote::Granted(1)]).standing(), Standing::Open);
         assert_eq!(tally(1, vec![denied("a", 5)]).standing(), Standing::Lost);
+    }
+
+    #[test]
+    fn more_is_heard_while_it_may_tell_that_the_lock_is_held() {
+        let one = tally(3, vec![failed(), denied("a", 5)]);
+        assert!(one.may_tell_more(1));
+        assert!(!one.may_tell_more(0));
+        assert!(!tally(3, vec![denied("a", 5), denied("a", 5)]).may_tell_more(1), "that is known");
+        assert!(!tally(5, vec![failed(), failed(), denied("a", 5)]).may_tell_more(1), "too few are left");
+        assert!(tally(5, vec![failed(), quarantined(9), denied("a", 5)]).may_tell_more(2));
     }
 
     #[test]

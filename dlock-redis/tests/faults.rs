@@ -147,6 +147,24 @@ async fn two_of_five_are_not_needed() {
     a_minority_is_not_needed(5).await;
 }
 
+/// A lock that is held is no failure, however far apart the answers come of those nodes that can be used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_lock_is_told_from_a_failure_by_the_slower_of_two_nodes() {
+    let rig = Rig::new(3).await;
+    let (holder, other) = (manager(rig.backend(), TTL), manager(rig.backend(), TTL));
+    other.open().await.unwrap();
+    let guard = holder.lock("held").unwrap().acquire().await.unwrap();
+    rig.damage(1, Trouble::Refusing).await;
+    rig.proxies[1].delay(Direction::ToClient, NODE_TIMEOUT / 3);
+    for _ in 0..5 {
+        let tried = other.lock("held").unwrap().try_acquire().await;
+        assert!(tried.unwrap_or_else(|error| panic!("{}", chain(&error))).is_none());
+    }
+    assert!(guard.is_held());
+    rig.mend(Trouble::Refusing).await;
+    guard.release().await.unwrap();
+}
+
 async fn a_majority_is_needed(nodes: usize) {
     let rig = Rig::new(nodes).await;
     let majority = nodes / 2 + 1;

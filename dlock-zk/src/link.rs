@@ -38,7 +38,7 @@ pub(crate) struct Link {
 pub(crate) struct Rhythm {
     pub(crate) tick: Duration,
     pub(crate) rule: LeaseRule,
-    /// How long an answer may take.
+    /// How long a server that owes an answer may say nothing.
     pub(crate) patience: Duration,
     /// How long there are pings after a renewal: until the next one is due.
     pub(crate) renewal: Duration,
@@ -69,6 +69,8 @@ struct State {
     /// When the ping was sent that is not answered yet.
     ping: Option<Timestamp>,
     last_sent: Timestamp,
+    /// When the server answered last: one that works its way through many requests is not frozen.
+    last_answer: Timestamp,
     /// Until when there are pings.
     kept_until: Timestamp,
     history: History,
@@ -132,6 +134,7 @@ impl Link {
             pending: VecDeque::new(),
             ping: None,
             last_sent: opening.since,
+            last_answer: opening.since,
             kept_until: opening.since.plus(rhythm.renewal),
             history: History::new(rhythm.tick, rhythm.rule),
             watches: HashMap::new(),
@@ -159,6 +162,25 @@ impl Link {
         let (asker, answer) = oneshot::channel();
         let since = self.push(request, To::Asker(asker))?;
         Ok(Sent { since, answer, address: self.address.clone() })
+    }
+
+    /// Sends requests that nothing comes in between, behind those that were sent before.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is over: none was sent.
+    pub(crate) fn send_all(&self, requests: &[Request]) -> Result<Vec<Sent>, BackendError> {
+        let mut state = self.open_state()?;
+        let since = self.clock.now();
+        let sent = requests.iter().map(|request| {
+            let (asker, answer) = oneshot::channel();
+            self.queue(&mut state, request, since, To::Asker(asker));
+            Sent { since, answer, address: self.address.clone() }
+        });
+        let sent = sent.collect();
+        drop(state);
+        self.to_write.notify_one();
+        Ok(sent)
     }
 
     /// Has pings sent until the next renewal is due.
@@ -232,22 +254,31 @@ impl Link {
         to: To,
         look: impl FnOnce(&State, Timestamp),
     ) -> Result<Timestamp, BackendError> {
-        let mut state = self.state();
+        let mut state = self.open_state()?;
+        let sent = self.clock.now();
+        look(&state, sent);
+        self.queue(&mut state, request, sent, to);
+        drop(state);
+        self.to_write.notify_one();
+        Ok(sent)
+    }
+
+    fn queue(&self, state: &mut State, request: &Request, sent: Timestamp, to: To) {
+        let xid = self.numbers.next();
+        request.frame(xid, &mut state.out);
+        state.pending.push_back(Pending { xid, sent, to });
+        state.last_sent = sent;
+    }
+
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, BackendError> {
+        let state = self.state();
         if state.is_over {
             return Err(BackendError::unavailable(format!(
                 "the connection to ZooKeeper at {} has ended",
                 self.address
             )));
         }
-        let xid = self.numbers.next();
-        let sent = self.clock.now();
-        look(&state, sent);
-        request.frame(xid, &mut state.out);
-        state.pending.push_back(Pending { xid, sent, to });
-        state.last_sent = sent;
-        drop(state);
-        self.to_write.notify_one();
-        Ok(sent)
+        Ok(state)
     }
 
     async fn write(&self, mut writer: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -293,6 +324,7 @@ impl Link {
             PING_XID => {
                 let now = self.clock.now();
                 let mut state = self.state();
+                state.last_answer = now;
                 if let Some(sent) = state.ping.take() {
                     state.history.answered(sent, now);
                 }
@@ -303,6 +335,7 @@ impl Link {
                 // Nearly always the first: a server may refuse a request before it has answered those ahead of it.
                 let at = state.pending.iter().position(|pending| pending.xid == xid).ok_or(Malformed)?;
                 let pending = state.pending.remove(at).ok_or(Malformed)?;
+                state.last_answer = now;
                 state.history.answered(pending.sent, now);
                 drop(state);
                 match pending.to {
@@ -345,7 +378,7 @@ impl Link {
                 let mut state = self.state();
                 let oldest =
                     state.pending.front().map(|pending| pending.sent).into_iter().chain(state.ping).min();
-                let overdue = oldest.map(|oldest| oldest.plus(self.rhythm.patience));
+                let overdue = oldest.map(|oldest| oldest.max(state.last_answer).plus(self.rhythm.patience));
                 if overdue.is_some_and(|overdue| overdue <= now) {
                     tracing::debug!(server = %self.address, "an answer is overdue; the connection is given up");
                     return;
@@ -430,14 +463,19 @@ mod tests {
     use dlock_core::{ErrorKind, SystemClock};
     use tokio::io::DuplexStream;
     use tokio::sync::mpsc;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::wire::Connected;
 
     fn link(numbers: &Arc<Numbers>) -> (Arc<Link>, Opening, DuplexStream) {
+        link_by(Arc::new(SystemClock), numbers)
+    }
+
+    fn link_by(clock: Arc<dyn Clock>, numbers: &Arc<Numbers>) -> (Arc<Link>, Opening, DuplexStream) {
         let (near, far) = tokio::io::duplex(1 << 16);
         let session = Connected { timeout: 1_000, session: 1, password: Vec::new() };
-        let since = SystemClock.now();
+        let since = clock.now();
         let opening = Opening { stream: Box::new(near), address: "zk:1".into(), since, session };
         let rhythm = Rhythm {
             tick: Duration::from_secs(1),
@@ -446,8 +484,19 @@ mod tests {
             renewal: Duration::ZERO,
         };
         let own = Arc::new(Own::new(mpsc::unbounded_channel().0));
-        let link = Link::new(&opening, Arc::new(SystemClock), rhythm, Arc::clone(numbers), own);
+        let link = Link::new(&opening, clock, rhythm, Arc::clone(numbers), own);
         (Arc::new(link), opening, far)
+    }
+
+    /// Follows tokio's clock.
+    #[derive(Debug)]
+    struct Paused(Instant);
+
+    impl Clock for Paused {
+        fn now(&self) -> Timestamp {
+            let zero = Timestamp::from_nanos(3_600_000_000_000);
+            zero.plus(self.0.elapsed())
+        }
     }
 
     /// The number of a request, as the server sees it.
@@ -486,6 +535,28 @@ mod tests {
             assert_eq!(link.send(&Request::sync("/")).unwrap_err().kind(), ErrorKind::Unavailable);
             last += 3;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_goes_on_answering_is_not_given_up() {
+        let (link, opening, mut far) = link_by(Arc::new(Paused(Instant::now())), &Arc::default());
+        let serving = {
+            let link = Arc::clone(&link);
+            tokio::spawn(async move { link.serve(opening.stream, |_| {}).await })
+        };
+        let patience = Duration::from_secs(60);
+        let sent: Vec<_> = (0..5).map(|_| link.send(&Request::sync("/")).unwrap()).collect();
+        for (at, sent) in (1..).zip(sent) {
+            assert_eq!(number(&mut far).await, at);
+            tokio::time::sleep(patience * 3 / 4).await;
+            far.write_all(&reply(at, code::OK)).await.unwrap();
+            sent.answer().await.unwrap();
+        }
+        let unanswered = link.send(&Request::sync("/")).unwrap();
+        let since = Instant::now();
+        assert_eq!(unanswered.answer().await.unwrap_err().kind(), ErrorKind::Unknown);
+        assert!(since.elapsed() >= patience, "given up after {:?}", since.elapsed());
+        assert_eq!(serving.await.unwrap(), End::Broken);
     }
 
     #[tokio::test]

@@ -35,6 +35,24 @@ async fn one_member_that_is_down_from_the_start_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_session_opens_while_a_member_is_frozen() {
+    let fx = EtcdFixture::three().await;
+    let led = leader(&fx).await;
+    for at in [(led + 1) % 3, (led + 2) % 3] {
+        fx.members()[at].freeze().await.unwrap();
+        // Whichever they try first: it takes connections, and says nothing.
+        for _ in 0..6 {
+            let client = fx.client(setup().request_timeout(Duration::from_secs(3))).await;
+            soon("a member answers", client.locks.open()).await.unwrap();
+            client.lock("opened").acquire().await.unwrap().release().await.unwrap();
+            client.locks.close().await.unwrap();
+        }
+        fx.members()[at].thaw().await.unwrap();
+    }
+    end(&fx).await;
+}
+
+#[tokio::test]
 async fn a_killed_leader_costs_no_lock_and_no_place() {
     // An election can take a third of this on a busy machine.
     let ttl = Duration::from_secs(10);

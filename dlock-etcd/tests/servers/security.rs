@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use conformance_tests::fixture::{Profile, Setup};
-use dlock_core::{Backend, LockManager, LossReason};
+use conformance_tests::fixtures::etcd::Operator;
+use dlock_core::{Backend, LockManager, LossReason, ReleaseOutcome};
 use dlock_etcd::{EtcdBackend, Tls};
-use test_servers::{Certs, Etcd, Server};
+use test_servers::{Certs, Direction, Etcd, Proxy, Server};
 
 use crate::setting::{soon, spawn_acquire, until, within};
 
@@ -93,8 +94,15 @@ async fn tls_to_a_server_without_it_says_so() {
     assert!(error.contains("write etcd:// in place of etcds://"), "{error}");
 }
 
-/// A server that knows root, app with rights on `dlock/`, and guest without any.
+/// A server that asks for a user.
 async fn guarded() -> Server {
+    let server = with_users().await;
+    server.exec(&["auth", "enable"]).await.unwrap();
+    server
+}
+
+/// A server that knows root, app with rights on `dlock/`, and guest without any; and asks for none yet.
+async fn with_users() -> Server {
     let server = Server::start(
         Etcd::v3_5()
             .arg("--heartbeat-interval=10")
@@ -112,7 +120,6 @@ async fn guarded() -> Server {
         &["role", "grant-permission", "locks", "--prefix=true", "readwrite", "dlock/"],
         &["user", "grant-role", "app", "locks"],
         &["user", "grant-role", "root", "root"],
-        &["auth", "enable"],
     ] {
         server.exec(command).await.unwrap();
     }
@@ -147,6 +154,27 @@ async fn users_need_a_password_and_rights_on_the_prefix() {
     assert!(left.contains("found 0 leases"), "{left}");
     let left = server.exec(&["get", "--prefix", "--keys-only", "dlock/", root]).await.unwrap();
     assert!(left.trim().is_empty(), "{left}");
+}
+
+#[tokio::test]
+async fn a_user_that_nobody_asks_for_costs_no_request() {
+    let server = with_users().await;
+    let locks = LockManager::builder(user(&server, "app", "s3cret")).ttl(TTL).build().unwrap();
+    let guard = locks.lock("held").unwrap().acquire().await.unwrap();
+    let operator = Operator::of(std::slice::from_ref(&server));
+    let before = operator.calls("Authenticate").await;
+    for _ in 0..10 {
+        locks.lock("free").unwrap().acquire().await.unwrap().release().await.unwrap();
+    }
+    assert_eq!(operator.calls("Authenticate").await, before);
+    // From now on the server asks.
+    server.exec(&["auth", "enable"]).await.unwrap();
+    let renewals = locks.metrics().renewals;
+    until("renewals go on", async || locks.metrics().renewals >= renewals + 2).await;
+    assert!(guard.is_held(), "a lock was lost when authentication was enabled");
+    guard.release().await.unwrap();
+    locks.lock("free").unwrap().acquire().await.unwrap().release().await.unwrap();
+    assert!(operator.calls("Authenticate").await > before);
 }
 
 #[tokio::test]
@@ -237,6 +265,37 @@ async fn a_full_database_refuses_new_locks_and_keeps_those_that_are_held() {
     tokio::time::sleep(TTL * 2).await;
     assert!(guard.is_held(), "a lock was lost since the database is full");
     guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_database_costs_no_session_when_an_answer_is_lost() {
+    let server = Server::start(Etcd::v3_5().arg("--quota-backend-bytes=4194304")).await.unwrap();
+    let way = Proxy::start(server.addr()).await.unwrap();
+    let locks = LockManager::builder(EtcdBackend::new([way.addr().to_string()]))
+        .ttl(Duration::from_secs(9))
+        .request_timeout(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let kept = locks.lock("kept").unwrap().acquire().await.unwrap();
+    let released = locks.lock("released").unwrap().acquire().await.unwrap();
+    let filling = "x".repeat(100_000);
+    until("the database is full", async || {
+        server
+            .exec(&["put", "filling", &filling])
+            .await
+            .is_err_and(|error| error.to_string().contains("space"))
+    })
+    .await;
+    way.black_hole(Direction::ToClient);
+    let releasing = tokio::spawn(released.release());
+    until("the answer is missed", async || locks.metrics().unknown > 0).await;
+    way.pass().await.unwrap();
+    assert_eq!(soon("the release is proved", releasing).await.unwrap().unwrap(), ReleaseOutcome::Released);
+    let renewals = locks.metrics().renewals;
+    until("renewals go on", async || locks.metrics().renewals > renewals).await;
+    assert!(kept.is_held(), "a lock was lost since an answer was");
+    assert_eq!(locks.metrics().sessions_opened, 1);
+    kept.release().await.unwrap();
 }
 
 #[tokio::test]

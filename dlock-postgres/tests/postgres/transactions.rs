@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use dlock_core::{FencingToken, LockName};
+use dlock_core::{FencingToken, LockName, Released};
 use dlock_postgres::sqlx::postgres::PgConnection;
 use dlock_postgres::sqlx::{self, ConnectOptions as _, Connection as _};
 use dlock_postgres::{Fenced, FencedTable, TransactionLockError, TransactionLocks};
 
-use crate::place::{Look, Place, TTL, busy, granted, release, try_claim, until};
+use crate::place::{Look, Place, TTL, busy, granted, release, session, try_claim, until};
 
 fn name(name: &str) -> LockName {
     LockName::new(name).unwrap()
@@ -69,6 +69,34 @@ async fn indebted(place: &Place) -> (TransactionLocks, PgConnection, Look) {
     until("the connection is closed", async || look.advisory_locks().await == 0).await;
     let connection = place.options().application_name("transaction").connect().await.unwrap();
     (locks, connection, look)
+}
+
+/// A release frees the lock a moment before it is committed, and is no debt.
+#[tokio::test]
+async fn a_release_that_is_not_committed_yet_is_not_settled() {
+    let place = Place::new().await;
+    let ttl = Duration::from_secs(60);
+    let holder = session(&place.backend(), ttl).await.unwrap();
+    granted(&*holder, "a", 1).await;
+    let mut look = place.look().await;
+    look.run(
+        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER slow AFTER DELETE ON dlock.holders
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.slow()",
+    )
+    .await;
+    let releasing = tokio::spawn(async move { release(&*holder, "a", 1).await });
+    until("the lock is free", async || look.advisory_locks().await == 0).await;
+    assert_eq!(look.rows().await, 1, "and its row is there");
+    let locks = place.backend().transaction_locks();
+    let mut connection = place.options().connect().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    let name = name("a");
+    let locking = locks.lock(&mut transaction, &name);
+    tokio::time::timeout(ttl / 2, locking).await.expect("it waits for no lease").unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(releasing.await.unwrap(), Released::Done);
 }
 
 #[tokio::test]

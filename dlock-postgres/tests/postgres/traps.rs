@@ -9,8 +9,8 @@ use dlock_postgres::PostgresBackend;
 use dlock_postgres::sqlx::ConnectOptions as _;
 
 use crate::place::{
-    Look, Place, TTL, at, busy, chain, claim_ref, debt_of, grant_of, granted, options, postgres, release,
-    request, session, try_claim, try_paid, until,
+    Look, Place, TTL, at, busy, chain, claim_ref, debt_of, grant_of, granted, options, postgres, queue,
+    release, request, session, try_claim, try_paid, until,
 };
 
 /// A statement's snapshot is older than its lock: what was written in between must count.
@@ -120,6 +120,55 @@ async fn a_standby_that_does_not_answer_holds_nobody_up() {
     tokio::time::timeout(Duration::from_secs(120), locking).await.expect("nobody waits for the standby");
     look.run("ALTER SYSTEM RESET synchronous_standby_names").await;
     look.run("SELECT pg_reload_conf()").await;
+}
+
+/// All transactions of a server that notify are committed one after the other, those of other databases among them.
+#[tokio::test]
+async fn a_notification_that_cannot_be_committed_costs_no_session() {
+    let server = Server::start(postgres()).await.unwrap();
+    let backend = PostgresBackend::new(options(&server, "postgres"));
+    let ttl = Duration::from_secs(6);
+    let (one, other) = (session(&backend, ttl).await.unwrap(), session(&backend, ttl).await.unwrap());
+    granted(&*one, "a", 1).await;
+    granted(&*one, "kept", 2).await;
+    busy(queue(&*other, "a", 3).await);
+    let mut look = Look(options(&server, "postgres").connect().await.unwrap());
+    look.run("CREATE DATABASE elsewhere").await;
+    look.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+    look.run("SELECT pg_reload_conf()").await;
+    let mut hanging =
+        Look(options(&server, "elsewhere").application_name("hanging").connect().await.unwrap());
+    until("it is in force", async || {
+        hanging.holds("SELECT current_setting('synchronous_standby_names') = 'nobody'").await
+    })
+    .await;
+    let hanging = tokio::spawn(async move {
+        hanging.run("BEGIN; CREATE TABLE t (); SELECT pg_notify('elsewhere', ''); COMMIT").await;
+    });
+    until("it waits for the standby", async || {
+        look.holds(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'hanging' AND wait_event = 'SyncRep'",
+        )
+        .await
+    })
+    .await;
+    let contending = tokio::spawn(async move {
+        let claimed = other.claim(request("a", 4, Patience::Queue)).await;
+        (other, claimed)
+    });
+    assert_eq!(release(&*one, "a", 1).await, Released::Done);
+    // Whatever the contender met, its session goes on, and so does that of the holder.
+    let (other, _) = contending.await.unwrap();
+    for (session, kept) in [(&one, vec![claim_ref("kept", 2)]), (&other, Vec::new())] {
+        let renewed = session.renew(&kept).await.unwrap();
+        assert!(renewed.claims.is_empty(), "{renewed:?}");
+    }
+    look.run("ALTER SYSTEM RESET synchronous_standby_names").await;
+    look.run("SELECT pg_reload_conf()").await;
+    hanging.await.unwrap();
+    // What could not be removed is settled.
+    release(&*other, "a", 4).await;
+    assert!(granted(&*one, "a", 5).await.owed <= ttl);
 }
 
 /// Tries that reset a debt, or take it along, would never be granted.
@@ -347,4 +396,52 @@ async fn a_role_that_may_not_ask_where_the_server_is_can_lock() {
     }
     let mut look = place.look().await;
     assert!(look.holds("SELECT origin LIKE 'start %/0/%' FROM dlock.meta").await);
+}
+
+/// Two names for one place would be two epochs, of which each ends the other's sessions.
+#[tokio::test]
+async fn roles_with_many_and_with_few_rights_share_an_epoch() {
+    let place = Place::new().await;
+    let mut look = place.look().await;
+    look.run(format!(
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC; CREATE ROLE {0} LOGIN;
+         GRANT CREATE ON DATABASE {0} TO {0}",
+        place.database
+    ))
+    .await;
+    let few = PostgresBackend::new(place.options().options([("role", place.database.as_str())]));
+    let one = session(&few, TTL).await.unwrap();
+    let first = granted(&*one, "a", 1).await.token.get();
+    let many = place.session().await;
+    granted(&*many, "b", 2).await;
+    for (session, held) in [(&one, claim_ref("a", 1)), (&many, claim_ref("b", 2))] {
+        let renewed = session.renew(&[held]).await.unwrap();
+        assert!(renewed.claims.is_empty(), "{renewed:?}");
+    }
+    release(&*one, "a", 1).await;
+    assert_eq!(granted(&*many, "a", 3).await.token.get() >> 32, first >> 32, "one epoch");
+}
+
+/// As above, where the one with many rights was first: its sessions end once, and say why.
+#[tokio::test]
+async fn a_role_with_few_rights_ends_the_epoch_of_others_once() {
+    let place = Place::new().await;
+    let many = place.session().await;
+    granted(&*many, "a", 1).await;
+    let mut look = place.look().await;
+    look.run(format!(
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC; CREATE ROLE {0} LOGIN;
+         GRANT USAGE ON SCHEMA dlock TO {0}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dlock TO {0}",
+        place.database
+    ))
+    .await;
+    let few = PostgresBackend::new(place.options().options([("role", place.database.as_str())]));
+    let one = session(&few, TTL).await.unwrap();
+    let error = many.renew(&[claim_ref("a", 1)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SessionGone);
+    assert!(error.to_string().contains("pg_control_system()"), "{error}");
+    let many = place.session().await;
+    for session in [&one, &many] {
+        session.renew(&[]).await.unwrap();
+    }
 }

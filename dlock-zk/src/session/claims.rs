@@ -49,24 +49,23 @@ impl ZkSession {
             };
             // P6: a transaction that comes late, when `resolve` has changed the version, makes nothing.
             let check = Step::Check(&self.node, Some(version));
-            let parent = (!parent_is_there)
-                .then(|| {
-                    link.send(&Request::multi(&[
-                        check.clone(),
-                        Step::Create(&lock, b"", Kind::Container, self.access),
-                    ]))
-                })
-                .transpose()
-                .map_err(|error| so_far(was_sent, error))?;
-            was_sent |= parent.is_some();
             let create = Step::Create(&path, &data, Kind::Sequential, self.access);
-            let create =
-                link.send(&Request::multi(&[check, create])).map_err(|error| so_far(was_sent, error))?;
+            let mut requests = vec![Request::multi(&[check.clone(), create]), Request::get_children(&lock)];
+            if !parent_is_there {
+                // A version that changed in between would leave a parent that never had a child.
+                let parent = Step::Create(&lock, b"", Kind::Container, self.access);
+                requests.insert(0, Request::multi(&[check, parent]));
+            }
+            let sent = link.send_all(&requests).map_err(|error| so_far(was_sent, error))?;
             was_sent = true;
-            let list = link.send(&Request::get_children(&lock));
+            let mut sent = sent.into_iter();
+            let parent = if parent_is_there { None } else { sent.next() };
             let parent = match parent {
                 Some(parent) => Some(self.made(&parent.answer().await?, &lock)),
                 None => None,
+            };
+            let (Some(create), Some(list)) = (sent.next(), sent.next()) else {
+                unreachable!("both were sent")
             };
             let create = create.answer().await?;
             let created = self.made(&create, &path);
@@ -79,7 +78,7 @@ impl ZkSession {
                     self.remember_parent(&claim.name);
                     let node = Node { path, czxid: change(create.zxid)? };
                     self.state().placed.insert(claim.id, node.clone());
-                    let list = list.map_err(unknown)?.answer().await?;
+                    let list = list.answer().await?;
                     return Ok((link, node, list));
                 }
                 Made::Checked => return Err(Malformed.into()),
@@ -105,6 +104,10 @@ impl ZkSession {
                     return Err(self.failed(error, &path));
                 }
             }
+        }
+        // None of our own making may stay behind.
+        if let Ok(link) = self.client.link().await {
+            remove_if_empty(&link, &lock);
         }
         Err(in_the_way())
     }

@@ -155,8 +155,14 @@ async fn a_lease_that_the_server_grants_otherwise_is_visible() {
     for (asked, granted) in [(1000, 2000), (3000, 3000), (60_000, 5000)] {
         let locks = LockManager::builder(backend.clone()).ttl(Duration::from_millis(asked)).build().unwrap();
         let guard = locks.lock("granted").unwrap().acquire().await.unwrap();
-        let (left, granted) = (guard.valid_for(), Duration::from_millis(granted));
-        assert!(left <= granted && left > granted / 2, "valid for {left:?} where {granted:?} was granted");
+        let granted = Duration::from_millis(granted);
+        // On a machine that was busy for a second with the first renewal only.
+        until("it is valid for what was granted", async || {
+            let left = guard.valid_for();
+            assert!(left <= granted, "valid for {left:?} where {granted:?} was granted");
+            left > granted / 2
+        })
+        .await;
         // It is renewed as that, too.
         renewed(&locks, 4).await;
         assert!(guard.is_held() && guard.valid_for() <= granted);

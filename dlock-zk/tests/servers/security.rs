@@ -5,7 +5,7 @@ use std::time::Duration;
 use conformance_tests::fixtures::zk::{Operator, quick};
 use dlock_core::LockManager;
 use dlock_zk::{Tls, ZkBackend, ZkBackendBuilder};
-use test_servers::{Certs, Server};
+use test_servers::{Certs, Proxy, Server};
 
 use crate::refusals::refused;
 use crate::setting::{chain, renewed, soon, spawn_acquire, until};
@@ -177,4 +177,44 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
         assert!(error.contains(says), "{says}: {error}");
         assert!(!error.contains("PRIVATE KEY"), "{error}");
     }
+}
+
+/// Certificates are renewed while a session lives: what the files hold is found at the next connection.
+#[tokio::test]
+async fn tls_files_that_change_are_read_by_the_session_that_lives() {
+    let (certs, strangers) = (Certs::new(&[]).await.unwrap(), Certs::new(&[]).await.unwrap());
+    let server = Server::start(quick(TICK).tls(&certs)).await.unwrap();
+    let way = Proxy::start(server.site().addr(3)).await.unwrap();
+    // What the client reads is laid there from one of the authorities.
+    let files = Certs::new(&[]).await.unwrap();
+    let lay = |from: &Certs| {
+        for file in ["ca.pem", "client.pem", "client-key.pem"] {
+            std::fs::write(files.path(file), from.pem(file)).unwrap();
+        }
+    };
+    lay(&certs);
+    let tls = Tls::new()
+        .ca_file(files.path("ca.pem"))
+        .identity_files(files.path("client.pem"), files.path("client-key.pem"));
+    let backend = ZkBackend::builder([way.addr().to_string()]).tick(TICK).tls(tls).build();
+    let locks = LockManager::builder(backend).ttl(Duration::from_secs(20)).build().unwrap();
+    let guard = locks.lock("rotated").unwrap().acquire().await.unwrap();
+
+    // Files that are half written, or gone, are no reason to forget the old ones.
+    std::fs::write(files.path("client.pem"), "").unwrap();
+    std::fs::remove_file(files.path("ca.pem")).unwrap();
+    way.reset_connections().await.unwrap();
+    renewed(&locks, 2).await;
+
+    lay(&strangers);
+    way.reset_counts();
+    way.reset_connections().await.unwrap();
+    // One that is taken is the only one.
+    until("this server is not trusted any more", async || way.counts().connections >= 3).await;
+
+    lay(&certs);
+    renewed(&locks, 2).await;
+    assert!(guard.is_held(), "a lock was lost with a certificate");
+    guard.release().await.unwrap();
+    locks.close().await.unwrap();
 }

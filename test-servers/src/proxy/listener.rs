@@ -116,6 +116,6 @@ pub(super) async fn run(mut listener: Listener) {
 fn stop_listening(socket: Option<TcpListener>) {
     if let Some(socket) = socket {
         // Closing it would not do: a process that is being started just now has a copy, and would go on listening.
-        let _ = shutdown(&socket, Shutdown::Both);
+        shutdown(&socket, Shutdown::Both).ok();
     }
 }
