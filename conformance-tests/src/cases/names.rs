@@ -210,7 +210,9 @@ pub async fn used_names_leave_nothing(fx: &dyn Fixture) {
                     client.lock(&format!("order/{task}/{number}")).acquire().await.expect("the lock is free");
                 assert!(guard.is_held());
                 if number % 2 == 0 {
-                    guard.release().await.expect("the store answers");
+                    let released = guard.release().await;
+                    let metrics = client.locks.metrics();
+                    released.unwrap_or_else(|error| panic!("the store answers: {error:?}, {metrics:?}"));
                 }
             }
         }));
