@@ -24,6 +24,9 @@ use crate::sweep::{BATCH, Sweep};
 /// passed from hand to hand at the moment of asking.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
+/// So many locks are given back in one statement at the end of a session.
+const LEAVING: usize = 200;
+
 /// How long the process that a pooler has taken away may take to be ended.
 const PARTING: Duration = Duration::from_secs(2);
 
@@ -310,7 +313,10 @@ impl Store {
 
     /// Gives up what is left, and ends the session. The server ends its process a moment later.
     pub(crate) async fn close(mut self, leaving: &[ReleaseRequest]) -> Result<(), Failure> {
-        self.release(leaving).await?;
+        // Each statement has a time-out, after which it has removed no row.
+        for some in leaving.chunks(LEAVING) {
+            self.release(some).await?;
+        }
         let place = self.plan.place.clone();
         sqlx::Connection::close(self.connection).await.map_err(|error| of_statement(&place, error))
     }
