@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use dlock_core::{
     BackendError, Busy, ClaimId, ClaimRef, ClaimReply, ClaimRequest, Clock, Cookie, ErrorKind, FencingToken,
     Grant, Holder, Lease, LockName, Mode, Patience, ReleaseRequest, Released, Renewal, Renewed, Resolution,
-    Session,
+    Session, SpentClaims,
 };
 
 use crate::client::Client;
@@ -47,9 +47,7 @@ struct State {
     session_revision: i64,
     /// The claims that are at the store, and the revisions at which their keys were made.
     placed: HashMap<ClaimId, i64>,
-    /// Claims that somebody asked about after they were not answered: no further request is sent for them, or the proof
-    /// that there is none would not hold. One for each unanswered request of this session.
-    asked_about: HashSet<ClaimId>,
+    spent: SpentClaims,
 }
 
 impl EtcdSession {
@@ -62,7 +60,7 @@ impl EtcdSession {
         limit: Duration,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let state = State { session_revision, placed: HashMap::new(), asked_about: HashSet::new() };
+        let state = State { session_revision, placed: HashMap::new(), spent: SpentClaims::default() };
         Self {
             client,
             keys,
@@ -82,7 +80,7 @@ impl EtcdSession {
     /// The revision of the session key under which a claim may be sent.
     fn ticket(&self, id: ClaimId) -> Result<i64, BackendError> {
         let state = self.state();
-        if state.asked_about.contains(&id) {
+        if state.spent.contains(id) {
             return Err(BackendError::refused("the claim was found not to be at the store: its id is spent"));
         }
         Ok(state.session_revision)
@@ -245,7 +243,7 @@ impl Session for EtcdSession {
             });
         }
         // Before the transaction is sent: from here on nothing of this claim is.
-        self.state().asked_about.insert(claim.id);
+        self.state().spent.insert(claim.id);
         let moved = |revision| self.session_moved(revision);
         let found =
             self.resolver.resolve(&self.client, &self.keys, claim, moved).await.map_err(not_answered)?;
@@ -266,10 +264,7 @@ impl Session for EtcdSession {
         // P7: the key that was made for this claim, and not one that a hand has put in its place.
         let compare = created.map(|created| created_at(key.clone(), created)).into_iter().collect();
         let done = self.client.call(txn(compare, vec![delete(key)], Vec::new())).await?;
-        let mut state = self.state();
-        state.placed.remove(&claim.id);
-        // The id is spent: no request for it will come.
-        state.asked_about.remove(&claim.id);
+        self.state().placed.remove(&claim.id);
         Ok(if deleted(&done) { Released::Done } else { Released::NotFound })
     }
 

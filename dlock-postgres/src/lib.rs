@@ -14,7 +14,6 @@ mod schema;
 mod session;
 mod settle;
 mod signals;
-mod spent;
 mod statements;
 mod store;
 mod sweep;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dlock_core::{
     BackendError, Busy, ClaimId, ClaimReply, ClaimRequest, Clock, Debt, DebtId, FencingToken, Grant, Holder,
-    Lease, LockName, Mode, OpenOptions, Patience, ReleaseRequest, Released, Renewal, Renewed, Timestamp,
+    Lease, LockName, Mode, OpenOptions, Patience, ReleaseRequest, Released, Renewal, Renewed, SpentClaims,
+    Timestamp,
 };
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -17,7 +18,6 @@ use crate::epoch::Epoch;
 use crate::error::{Failure, Place, another_epoch, gone, of_statement, pooled, shows_pooler};
 use crate::query::Query;
 use crate::signals::{Armed, Signals};
-use crate::spent::Spent;
 use crate::sweep::{BATCH, Sweep};
 
 /// How soon a waiter asks again at the latest where nobody will notify it: the lock is held by other means than dlock, or
@@ -57,7 +57,7 @@ pub(crate) struct Store {
     /// By key and not by name: two names may have one key, and advisory locks of one session stack.
     held: HashMap<i64, Held>,
     /// Claims of which was said that they are not at the server; a request for one that comes later is too late.
-    spent: Spent,
+    spent: SpentClaims,
     sweep: Sweep,
     signals: Arc<Signals>,
 }
@@ -68,7 +68,7 @@ impl Store {
         let Epoch { block, paid_at: epoch_paid_at, .. } = epoch;
         let OpenOptions { ttl, clock, .. } = options;
         let sweep = Sweep::new(ttl, clock.now());
-        let (held, spent) = (HashMap::new(), Spent::default());
+        let (held, spent) = (HashMap::new(), SpentClaims::default());
         Self { connection, plan, ttl, clock, sid, process, block, epoch_paid_at, held, spent, sweep, signals }
     }
 

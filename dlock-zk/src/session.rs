@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use dlock_core::{
     BackendError, Busy, ClaimId, ClaimRef, ClaimReply, ClaimRequest, Cookie, ErrorKind, Holder, Lease,
     LockName, Mode, Patience, ReleaseRequest, Released, Renewal, Renewed, Resolution, Session, SessionEvent,
-    Timestamp,
+    SpentClaims, Timestamp,
 };
 
 use self::claims::{Standing, remove_if_empty};
@@ -50,9 +50,7 @@ struct State {
     version: i32,
     /// The claims that are at the store.
     placed: HashMap<ClaimId, Node>,
-    /// Claims that somebody asked about after they were not answered: no further request is sent for them, or the proof
-    /// that there is none would not hold. One for each unanswered request of this session.
-    asked_about: HashSet<ClaimId>,
+    spent: SpentClaims,
     /// Claims whose deletion was sent and not answered: it may be carried out at any time.
     leaving: HashSet<ClaimId>,
     /// Locks whose node was there the last time.
@@ -264,7 +262,7 @@ impl Session for ZkSession {
 
     async fn resolve(&self, claim: &ClaimRef) -> Result<Resolution, BackendError> {
         // Before the write is sent: from here on nothing of this claim is.
-        self.state().asked_about.insert(claim.id);
+        self.state().spent.insert(claim.id);
         let lock = self.layout.lock(&claim.name);
         let link = self.client.link().await?;
         // A claim is conditional on the version of the session's node: one that is carried out after this write, by

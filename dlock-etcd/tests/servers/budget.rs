@@ -183,7 +183,7 @@ async fn a_closed_manager_leaves_no_lease_and_no_key() {
 }
 
 #[tokio::test]
-async fn a_thousand_waiters_in_ten_processes_are_no_herd() {
+async fn a_thousand_waiters_of_ten_managers_are_no_herd() {
     const CLIENTS: usize = 10;
     const EACH: usize = 100;
     let fx = EtcdFixture::one().await;
@@ -203,8 +203,8 @@ async fn a_thousand_waiters_in_ten_processes_are_no_herd() {
         }
         clients.push(client);
     }
-    until("all processes wait", async || operator.watches().await == CLIENTS as u64).await;
-    assert_eq!(fx.claims().await.len(), 1 + CLIENTS, "one claim for each process");
+    until("all managers wait", async || operator.watches().await == CLIENTS as u64).await;
+    assert_eq!(fx.claims().await.len(), 1 + CLIENTS, "one claim for each manager");
     let before = Counts::now(&operator).await;
     guard.release().await.unwrap();
     for task in tasks {

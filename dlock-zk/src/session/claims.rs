@@ -40,7 +40,7 @@ impl ZkSession {
             let link = self.client.link().await.map_err(|error| so_far(was_sent, error))?;
             let (version, parent_is_there) = {
                 let state = self.state();
-                if state.asked_about.contains(&claim.id) {
+                if state.spent.contains(claim.id) {
                     return Err(BackendError::refused(
                         "the claim was found not to be at the store: its id is spent",
                     ));

@@ -131,7 +131,7 @@ async fn a_handoff_is_a_delete_an_event_and_one_look() {
 }
 
 #[tokio::test]
-async fn a_thousand_waiters_in_ten_processes_are_no_herd() {
+async fn a_thousand_waiters_of_ten_managers_are_no_herd() {
     const CLIENTS: usize = 10;
     const EACH: usize = 100;
     let fx = ZkFixture::one().await;
@@ -150,8 +150,8 @@ async fn a_thousand_waiters_in_ten_processes_are_no_herd() {
         clients.push((client, proxy));
     }
     // Each watches the node ahead of its own; the holder watches its own.
-    until("all processes wait", async || watches(&fx).await == CLIENTS + 1).await;
-    assert_eq!(fx.claims().await.len(), 1 + CLIENTS, "one claim for each process");
+    until("all managers wait", async || watches(&fx).await == CLIENTS + 1).await;
+    assert_eq!(fx.claims().await.len(), 1 + CLIENTS, "one claim for each manager");
     for (_, proxy) in &clients {
         proxy.reset_counts();
     }

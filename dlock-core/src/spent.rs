@@ -2,24 +2,30 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use dlock_core::ClaimId;
+use crate::backend::ClaimId;
 
 /// How many are remembered.
 const CAPACITY: usize = 10_000;
 
-/// The claims of which was said last that they are not at the server.
-#[derive(Default)]
-pub(crate) struct Spent {
+/// For backends: the claims that somebody asked about last after they were not answered.
+///
+/// No further request may be sent for one of these, or the proof that nothing of it is at the store would not hold. The last
+/// 10,000 are remembered, so that a session which lives for long does not grow by each answer that was lost; core does not
+/// use an id again that was found absent.
+#[derive(Debug, Default)]
+pub struct SpentClaims {
     ids: HashSet<ClaimId>,
     order: VecDeque<ClaimId>,
 }
 
-impl Spent {
-    pub(crate) fn contains(&self, id: ClaimId) -> bool {
+impl SpentClaims {
+    /// Whether this one is remembered.
+    pub fn contains(&self, id: ClaimId) -> bool {
         self.ids.contains(&id)
     }
 
-    pub(crate) fn insert(&mut self, id: ClaimId) {
+    /// Remembers one, in place of the oldest if there are too many.
+    pub fn insert(&mut self, id: ClaimId) {
         if !self.ids.insert(id) {
             return;
         }
@@ -38,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_remembered() {
-        let mut spent = Spent::default();
+        let mut spent = SpentClaims::default();
         let id = |number: usize| ClaimId::from_bits(number as u128);
         for number in 0..=CAPACITY {
             spent.insert(id(number));
