@@ -161,7 +161,15 @@ impl Instance for Container {
     }
 
     async fn freeze(&self) -> Result<()> {
-        docker(&["pause", &self.name]).await.map(drop)
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match docker(&["pause", &self.name]).await {
+                // On a busy machine the older kind of cgroups is sometimes not frozen in time, and runc takes it back.
+                Err(error) if attempts < 10 && error.to_string().contains("unable to freeze") => {}
+                outcome => return outcome.map(drop),
+            }
+        }
     }
 
     async fn thaw(&self) -> Result<()> {
