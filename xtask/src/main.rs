@@ -55,9 +55,10 @@ fn test() -> ExitCode {
     }
     // `--no-fail-fast`: every failure is shown, not only those of the first program.
     let mut tests = cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]);
-    // Tests on real servers mostly wait for leases to end, so more of them run side by side than there are cores.
+    // Tests on real servers mostly wait for leases to end, so more of them run side by side than there are cores; but not so
+    // many that servers are too slow for leases of a second or two.
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
-        tests.env("RUST_TEST_THREADS", "8");
+        tests.env("RUST_TEST_THREADS", "5");
     }
     report.tests("tests", tests);
     report.finish()
