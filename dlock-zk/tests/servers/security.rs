@@ -37,11 +37,12 @@ async fn works(backend: &ZkBackend) {
 
 /// Who may do what with each node that a held lock has.
 async fn rights(server: &Server, backend: &ZkBackend, user: &str) -> Vec<Vec<String>> {
-    // Longer than the server's command line takes for each node.
-    let locks = LockManager::builder(backend.clone()).ttl(Duration::from_secs(60)).build().unwrap();
-    let guard = locks.lock("shown").unwrap().acquire().await.unwrap();
     let members = std::slice::from_ref(server);
     let operator = Operator::of(members).as_user("digest", user);
+    // What was left empty goes at any moment.
+    until("nothing is left from before", async || operator.nodes().await.is_empty()).await;
+    let locks = manager(backend);
+    let guard = locks.lock("shown").unwrap().acquire().await.unwrap();
     let mut rights = Vec::new();
     for node in operator.nodes().await {
         let mut acl = operator.acl(&node.path).await;
