@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use dlock_core::AcquireError;
+use dlock_core::{AcquireError, LossReason};
 
 use super::loss::{check, take_over};
 use super::waiting::spawn_acquire;
@@ -37,6 +37,8 @@ impl Crashed {
                 guard.crashed();
                 return Self { contest, guard };
             }
+            let loss = guard.guard().loss();
+            assert_eq!(loss, Some(LossReason::Expired), "no busy machine takes a lock so");
         }
         panic!("the store is too slow: no lock is held for as long as a lease");
     }
