@@ -188,6 +188,35 @@ fn decode(text: &str, what: &str) -> Result<String, UrlError> {
         .map_err(|_| UrlError::new(format!("{what} is not percent-encoded UTF-8")))
 }
 
+/// For backends: a `HOST:PORT`, `[V6]:PORT`, or either without a port, which gets the default one; none if it is neither.
+pub fn parse_endpoint(text: &str, default_port: u16) -> Option<String> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let legal = match bare {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        }
+    };
+    if !legal || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return None;
+    }
+    Some(with_port(text.to_owned(), default_port))
+}
+
+/// For backends: adds the default port to an address without one.
+pub fn with_port(address: String, default_port: u16) -> String {
+    let has_port = match address.rsplit_once(':') {
+        Some((_, port)) => !port.ends_with(']'),
+        None => false,
+    };
+    if has_port { address } else { format!("{address}:{default_port}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     Backend, BackendError, BackendUrl, Fairness, Guarantees, Location, LockName, OpenOptions, Opened,
-    UrlError,
+    UrlError, with_port,
 };
 
 use crate::connect::Credentials;
@@ -70,7 +70,10 @@ impl EtcdBackend {
     /// Locks in the etcd whose members are at these addresses, with settings.
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdBackendBuilder {
         EtcdBackendBuilder(Self {
-            endpoints: endpoints.into_iter().map(|endpoint| url::with_port(endpoint.into())).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|endpoint| with_port(endpoint.into(), url::DEFAULT_PORT))
+                .collect(),
             layout: Layout::new(DEFAULT_PREFIX),
             prefix: DEFAULT_PREFIX.to_owned(),
             user: None,

@@ -1,12 +1,12 @@
 //! Reading the URLs of etcd.
 
-use dlock_core::{BackendUrl, UrlError, check_prefix};
+use dlock_core::{BackendUrl, UrlError, check_prefix, parse_endpoint};
 use percent_encoding::percent_decode_str;
 
 use crate::connect::Tls;
 use crate::{DEFAULT_PREFIX, EtcdBackend};
 
-const DEFAULT_PORT: u16 = 2379;
+pub(crate) const DEFAULT_PORT: u16 = 2379;
 
 pub(crate) fn read(url: &mut BackendUrl) -> Result<EtcdBackend, UrlError> {
     let with_tls = url.scheme() == "etcds";
@@ -82,31 +82,7 @@ fn endpoint(text: &str) -> Result<String, UrlError> {
              etcd://h1:2379,h2:2379; a comma, @ or / of a password is written %2C, %40 or %2F",
         )
     };
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (text, None),
-    };
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let legal = match bare {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-        }
-    };
-    if !legal || port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return Err(wrong());
-    }
-    Ok(with_port(text.to_owned()))
-}
-
-/// Adds the default port to an address without one.
-pub(crate) fn with_port(address: String) -> String {
-    let has_port = match address.rsplit_once(':') {
-        Some((_, port)) => !port.ends_with(']'),
-        None => false,
-    };
-    if has_port { address } else { format!("{address}:{DEFAULT_PORT}") }
+    parse_endpoint(text, DEFAULT_PORT).ok_or_else(wrong)
 }
 
 fn decode(text: &str) -> Result<String, UrlError> {

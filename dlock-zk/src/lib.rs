@@ -20,7 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     Backend, BackendError, BackendUrl, Basis, Fairness, Guarantees, Location, LockName, OpenOptions, Opened,
-    UrlError,
+    UrlError, with_port,
 };
 
 #[doc(hidden)]
@@ -64,7 +64,8 @@ impl ZkBackend {
 
     /// Locks in the ensemble whose servers are at these addresses, with settings.
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> ZkBackendBuilder {
-        let endpoints = endpoints.into_iter().map(|endpoint| url::with_port(endpoint.into())).collect();
+        let endpoints =
+            endpoints.into_iter().map(|endpoint| with_port(endpoint.into(), url::DEFAULT_PORT)).collect();
         ZkBackendBuilder(Settings::new(endpoints))
     }
 
