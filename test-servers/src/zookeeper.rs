@@ -193,7 +193,8 @@ impl Kind for ZooKeeper {
         let mut command = java(&self.properties, "server.quorum.QuorumPeerMain");
         command.push("zoo.cfg".into());
         let mut client = java(&[], "ZooKeeperMain");
-        client.extend(argv([&"-server", &site.addr(0)]));
+        // Without waiting, the news of the connection is printed at any moment, also behind an answer.
+        client.extend(argv([&"-waitforconnection", &"-server", &site.addr(0)]));
         let mut files =
             vec![("zoo.cfg".into(), config.join("\n") + "\n"), ("data/myid".into(), format!("{id}\n"))];
         files.extend(self.files.iter().cloned());

@@ -18,7 +18,8 @@ async fn one_node_survives_a_kill() {
     server.kill().await.unwrap();
     server.ask("srvr").await.unwrap_err();
     server.start_again().await.unwrap();
-    assert!(server.exec(&["get", "/colour"]).await.unwrap().ends_with("green"));
+    let answer = server.exec(&["get", "/colour"]).await.unwrap();
+    assert!(answer.ends_with("green"), "{answer}");
     server.freeze().await.unwrap();
     server.ask("srvr").await.unwrap_err();
     server.thaw().await.unwrap();
