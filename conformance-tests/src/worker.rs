@@ -12,14 +12,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{LockManager, ReleaseOutcome, SystemClock};
+use dlock_core::{Lock, LockManager, ReleaseOutcome, SystemClock};
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::history::{Event, History, Register, WatchedGuard};
 
+mod crowd;
 mod driver;
+mod shop;
 
+pub use crowd::Crowd;
 pub use driver::Worker;
+pub(crate) use shop::Shop;
 
 /// What a worker is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,13 +61,15 @@ pub enum Order {
         /// What is written.
         value: u64,
     },
-    /// Acquires and releases a lock again and again, and raises the number in a register by one each time.
+    /// Has tasks acquire and release a lock again and again, and raise the number in a register by one each time.
     Contend {
         /// The lock.
         name: String,
         /// The register's file.
         register: PathBuf,
-        /// How many times.
+        /// How many tasks, all at once.
+        tasks: u64,
+        /// How many times each.
         rounds: u64,
     },
     /// Closes the manager.
@@ -182,8 +189,8 @@ impl Obeying {
                     Err(error) => failed(&error),
                 }
             }
-            Order::Contend { name, register, rounds } => {
-                self.contend(&name, &Register::in_file(register), rounds).await
+            Order::Contend { name, register, tasks, rounds } => {
+                self.contend(&name, &Register::in_file(register), tasks, rounds).await
             }
             Order::Close => self.locks.close().await.map_or_else(|error| failed(&error), |()| Answer::Done),
             Order::IsHeld { .. } | Order::Write { .. } => unreachable!("these need no runtime"),
@@ -208,30 +215,40 @@ impl Obeying {
         Answer::Got { token }
     }
 
-    async fn contend(&mut self, name: &str, register: &Register, rounds: u64) -> Answer {
+    async fn contend(&self, name: &str, register: &Register, tasks: u64, rounds: u64) -> Answer {
         let lock = match self.locks.lock(name) {
             Ok(lock) => lock,
             Err(error) => return failed(&error),
         };
+        let tasks =
+            (0..tasks).map(|task| self.take_turns(format!("{}/{task}", self.who), &lock, register, rounds));
+        match try_join_all(tasks).await {
+            Ok(_) => Answer::Done,
+            Err(failure) => failure,
+        }
+    }
+
+    async fn take_turns(
+        &self,
+        who: String,
+        lock: &Lock,
+        register: &Register,
+        rounds: u64,
+    ) -> Result<(), Answer> {
         for _ in 0..rounds {
-            let guard = match self.history.acquire(&self.who, &lock).await {
-                Ok(guard) => guard,
-                Err(error) => return failed(&error),
-            };
+            let guard = self.history.acquire(&who, lock).await.map_err(|error| failed(&error))?;
             // What is seen goes out at once: the process may be killed before the next line.
             self.say_events();
             let before = register.read();
             tokio::task::yield_now().await;
             if !guard.write(register, before.value + 1) || !guard.is_held() {
-                return Answer::Failed(format!("a guard with token {} was lost", guard.token()));
+                return Err(Answer::Failed(format!("a guard with token {} was lost", guard.token())));
             }
             self.say_events();
-            if let Err(error) = guard.release().await {
-                return failed(&error);
-            }
+            guard.release().await.map_err(|error| failed(&error))?;
             self.say_events();
         }
-        Answer::Done
+        Ok(())
     }
 
     fn say_events(&self) {

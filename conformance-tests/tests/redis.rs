@@ -5,11 +5,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use conformance_tests::fixtures::{RedisFixture, RedisServers};
 use conformance_tests::history::{History, Seen};
 use conformance_tests::worker::{Answer, Order, Worker};
-use conformance_tests::{Client, Fixture, Profile, Setup, Time, conformance_suite, process_suite};
+use conformance_tests::{Profile, Time, conformance_suite, process_suite};
 use dlock_core::{Backend, SystemClock};
 use dlock_redis::RedisBackend;
 use test_servers::{Redis, Server};
@@ -61,6 +60,12 @@ impl Handoffs {
         Self { servers, url, profile: Profile::real(guarantees, Duration::from_secs(60)) }
     }
 
+    async fn worker(&self, history: &History, process: u32) -> Worker {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lock-worker"));
+        command.arg(&self.url);
+        Worker::run(command, &self.profile, history, process).await
+    }
+
     /// How many scripts each server has run.
     async fn scripts_run(&self) -> Vec<u64> {
         let mut run = Vec::new();
@@ -89,43 +94,6 @@ impl Handoffs {
     }
 }
 
-#[async_trait]
-impl Fixture for Handoffs {
-    fn profile(&self) -> &Profile {
-        &self.profile
-    }
-
-    fn worker(&self) -> Option<Command> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lock-worker"));
-        command.arg(&self.url);
-        Some(command)
-    }
-
-    async fn client(&self, _: Setup) -> Client {
-        unreachable!("the clients are workers")
-    }
-
-    async fn residue(&self) -> Vec<String> {
-        unreachable!("no case runs here")
-    }
-
-    async fn footprint(&self) -> usize {
-        unreachable!("no case runs here")
-    }
-
-    async fn remove(&self, _: &str) {
-        unreachable!("no case runs here")
-    }
-
-    async fn end_session(&self, _: &Client) {
-        unreachable!("no case runs here")
-    }
-
-    async fn restart(&self) {
-        unreachable!("no case runs here")
-    }
-}
-
 /// Two processes hand a lock to and fro. Half of the times from the call of the release in one to the return of the
 /// acquisition in the other, on the clock of the machine, which all its processes share, are below `median`.
 ///
@@ -134,9 +102,9 @@ impl Fixture for Handoffs {
 async fn reaches(nodes: usize, median: Duration) {
     const ROW: usize = 10;
     const MOST: usize = 250;
-    let fx = Handoffs::on(nodes).await;
+    let place = Handoffs::on(nodes).await;
     let history = History::of_process(Arc::new(SystemClock), 0);
-    let mut workers = [Worker::start(&fx, &history, 1).await, Worker::start(&fx, &history, 2).await];
+    let mut workers = [place.worker(&history, 1).await, place.worker(&history, 2).await];
     workers[0].acquire("x").await;
     let mut took = Vec::new();
     for round in 0..MOST {
@@ -145,9 +113,9 @@ async fn reaches(nodes: usize, median: Duration) {
         // Each is refused first and then subscribes, which is not counted here, and asks once more. Later it is
         // subscribed already.
         let is_first = round < 2;
-        let before = fx.scripts_run().await;
+        let before = place.scripts_run().await;
         waiter.order(Order::Acquire { name: "x".to_owned(), limit_ms: 60_000 }).await;
-        fx.asked(&before, if is_first { 2 } else { 1 }).await;
+        place.asked(&before, if is_first { 2 } else { 1 }).await;
         history.drain();
         assert_eq!(holder.ask(Order::Release { name: "x".to_owned() }).await, Answer::Done);
         let got = tokio::time::timeout(Duration::from_secs(15), waiter.answer()).await;

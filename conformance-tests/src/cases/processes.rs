@@ -1,52 +1,9 @@
 //! Clients in processes of their own: they exclude each other, and are frozen and killed.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use dlock_core::SystemClock;
-use tempfile::TempDir;
-
-use crate::fixture::{Fixture, Profile, Setup};
-use crate::history::{History, Register};
+use crate::fixture::{Fixture, Setup};
+use crate::history::Register;
 use crate::patience::{soon, within};
-use crate::worker::{Answer, Order, Worker};
-
-/// What the processes of one case share beside the store.
-struct Shop {
-    history: History,
-    register: PathBuf,
-    _folder: TempDir,
-}
-
-impl Shop {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let register = folder.path().join("register");
-        Self { history: History::of_process(Arc::new(SystemClock), 0), register, _folder: folder }
-    }
-
-    async fn workers(&self, fx: &dyn Fixture, count: u32) -> Vec<Worker> {
-        let mut workers = Vec::new();
-        for process in 1..=count {
-            workers.push(Worker::start(fx, &self.history, process).await);
-        }
-        workers
-    }
-
-    fn contend(&self, rounds: u64) -> Order {
-        Order::Contend { name: "shared".to_owned(), register: self.register.clone(), rounds }
-    }
-
-    fn write(&self, value: u64) -> Order {
-        Order::Write { name: "shared".to_owned(), register: self.register.clone(), value }
-    }
-
-    fn check(&self, profile: &Profile) {
-        if let Err(violations) = self.history.check_with_takeover(profile.takeover()) {
-            panic!("on {}:\n{violations}", profile.backend);
-        }
-    }
-}
+use crate::worker::{Answer, Order, Shop, Worker};
 
 fn release() -> Order {
     Order::Release { name: "shared".to_owned() }
@@ -58,7 +15,7 @@ pub async fn processes_exclude_each_other(fx: &dyn Fixture) {
     let shop = Shop::new();
     let mut workers = shop.workers(fx, 4).await;
     for worker in &mut workers {
-        worker.order(shop.contend(ROUNDS)).await;
+        worker.order(shop.contend(1, ROUNDS)).await;
     }
     for worker in &mut workers {
         assert_eq!(worker.answer().await, Some(Answer::Done), "nothing is broken");
@@ -169,7 +126,7 @@ pub async fn kills_in_a_contest(fx: &dyn Fixture) {
     let shop = Shop::new();
     let mut workers = shop.workers(fx, 4).await;
     for worker in &mut workers {
-        worker.order(shop.contend(1_000_000)).await;
+        worker.order(shop.contend(1, 1_000_000)).await;
     }
     for worker in &mut workers {
         // Whatever it is doing at that moment.

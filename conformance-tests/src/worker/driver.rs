@@ -31,20 +31,28 @@ impl Worker {
     /// If the fixture has no worker, or the worker cannot connect.
     pub async fn start(fx: &dyn Fixture, history: &History, process: u32) -> Self {
         let command = fx.worker().expect("process cases are for fixtures with a worker");
+        Self::run(command, fx.profile(), history, process).await
+    }
+
+    /// Starts a worker with this command, to which its number is added.
+    ///
+    /// # Panics
+    ///
+    /// If the worker cannot connect.
+    pub async fn run(
+        command: std::process::Command,
+        profile: &Profile,
+        history: &History,
+        process: u32,
+    ) -> Self {
         let mut command = tokio::process::Command::from(command);
         command.arg(process.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child =
             command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
         let orders = child.stdin.take().expect("it is piped");
         let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let mut worker = Self {
-            child,
-            orders,
-            lines,
-            history: history.clone(),
-            profile: fx.profile().clone(),
-            last: None,
-        };
+        let mut worker =
+            Self { child, orders, lines, history: history.clone(), profile: profile.clone(), last: None };
         assert_eq!(worker.answer().await, Some(Answer::Done), "the worker connects");
         worker
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use conformance_tests::fixtures::EtcdFixture;
 use conformance_tests::fixtures::etcd::Operator;
-use conformance_tests::{Client, Fixture, Setup};
+use conformance_tests::{Fixture, Setup};
 use dlock_core::{Clock, SystemClock};
 
 use crate::setting::{end, got, queue_up, soon, until};
@@ -47,7 +47,7 @@ impl Counts {
 
 /// Without renewals in between.
 fn quiet() -> Setup {
-    Setup::new().ttl(Duration::from_secs(60)).request_timeout(Duration::from_secs(10))
+    Setup::new().ttl(Duration::from_secs(900)).request_timeout(Duration::from_secs(10))
 }
 
 #[tokio::test]
@@ -183,47 +183,10 @@ async fn a_closed_manager_leaves_no_lease_and_no_key() {
 }
 
 #[tokio::test]
-async fn a_thousand_waiters_of_ten_managers_are_no_herd() {
-    const CLIENTS: usize = 10;
-    const EACH: usize = 100;
-    let fx = EtcdFixture::one().await;
-    let operator = fx.operator();
-    let holder = fx.client(quiet()).await;
-    let guard = holder.lock("crowd").acquire().await.unwrap();
-    let mut tasks = Vec::new();
-    let mut clients: Vec<Client> = Vec::new();
-    for _ in 0..CLIENTS {
-        let client = fx.client(quiet()).await;
-        client.locks.open().await.unwrap();
-        for _ in 0..EACH {
-            let lock = client.lock("crowd");
-            tasks.push(tokio::spawn(async move {
-                lock.acquire().await.expect("nothing is broken").release().await.expect("nothing is broken");
-            }));
-        }
-        clients.push(client);
-    }
-    until("all managers wait", async || operator.watches().await == CLIENTS as u64).await;
-    assert_eq!(fx.claims().await.len(), 1 + CLIENTS, "one claim for each manager");
-    let before = Counts::now(&operator).await;
-    guard.release().await.unwrap();
-    for task in tasks {
-        soon("every waiter gets its turn", task).await.unwrap();
-    }
-    let cost = Counts::now(&operator).await.since(before);
-    // Each turn: a claim and a release; and if it waited, a watch with the look behind it, and the look when it is woken.
-    let turns = (CLIENTS * EACH) as u64;
-    assert!(cost.txns <= 2 * turns + 1, "{cost:?}");
-    assert!(cost.reads <= 2 * turns + 1 && cost.watches <= turns, "{cost:?}");
-    assert_eq!(cost.others, 0, "{cost:?}");
-    end(&fx).await;
-}
-
-#[tokio::test]
 async fn a_thousand_held_locks_are_renewed_by_one_keep_alive_and_one_look() {
     let fx = EtcdFixture::one().await;
     let operator = fx.operator();
-    let client = fx.client(Setup::new().ttl(Duration::from_secs(3))).await;
+    let client = fx.client(Setup::new().ttl(Duration::from_secs(6))).await;
     let mut guards = Vec::new();
     for number in 0..1000 {
         guards.push(client.lock(&format!("held-{number}")).acquire().await.unwrap());
