@@ -60,7 +60,7 @@ fn a_killed_holder_is_replaced_and_its_command_is_gone() {
     holder.signal(Signal::KILL);
     assert_eq!(successor.ends().code(), 0);
     let took = SystemClock.now().since(killed);
-    assert!(took < TTL + Duration::from_secs(1), "{took:?}");
+    assert!(took < TTL + Duration::from_secs(10), "{took:?}");
     assert_eq!(sandbox.read("first"), "gone\n");
     let last = uptime(sandbox.lines("beats").last().unwrap());
     assert!(last <= uptime(&sandbox.read("since")), "the first command worked on");
@@ -74,7 +74,7 @@ fn a_command_that_ends_takes_its_group_along() {
          while [ ! -e ready ]; do sleep 0.01; done; exit 7";
     let finished = sandbox.run(&[], script).ends();
     finished.expect(7, "");
-    assert!(!finished.stderr.contains("dlock"), "{finished:?}");
+    assert_eq!(finished.complaints(), Vec::<&str>::new(), "{finished:?}");
     assert_eq!(sandbox.read("asked"), "asked\n", "TERM comes before KILL");
     assert_eq!(sandbox.processes(), Vec::<String>::new(), "before dlock ends");
 }
@@ -101,7 +101,7 @@ fn the_longest_hold_stops_command_and_grandchildren() {
 fn a_command_that_heeds_term_may_clean_up() {
     let sandbox = Sandbox::new();
     let script = "trap 'echo cleaned > cleaned; exit 0' TERM; touch ready; while :; do sleep 0.01; done";
-    let finished = sandbox.run(&["--ttl", "6s", "--max-hold", "2s"], script).ends();
+    let finished = sandbox.run(&["--ttl", "15s", "--grace", "4s", "--max-hold", "8s"], script).ends();
     finished.expect(70, "longest allowed hold");
     assert_eq!(sandbox.read("cleaned"), "cleaned\n");
 }
@@ -239,7 +239,7 @@ fn what_is_left_behind_past_the_lease_counts_as_a_loss() {
     sandbox.leaves_rows = true;
     let script = "(trap '' TERM; echo $$ > pid; while :; do sleep 300; done) & \
          while [ ! -e pid ]; do sleep 0.01; done; touch ended; exit 0";
-    let holder = sandbox.run(&["--ttl", "6s", "--grace", "1900ms"], script);
+    let holder = sandbox.run(&["--ttl", "15s", "--grace", "4900ms"], script);
     until(&"the command has ended", || sandbox.path("ended").exists().then_some(()));
     // Before its grace is over.
     let guard = holder.guard();

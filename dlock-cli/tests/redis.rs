@@ -9,11 +9,11 @@ use sandbox::Sandbox;
 use test_servers::{Redis, Server};
 use tokio::runtime::Runtime;
 
-/// A server, and a URL whose quarantine is as short as a TTL of 2 s allows.
+/// A server, and a URL whose quarantine is short, and yet longer than a busy machine takes to start a process or two.
 fn redis(runtime: &Runtime) -> (Server, String) {
     let kind = Redis::v8().config("appendonly yes").config("appendfsync always");
     let server = runtime.block_on(Server::start(kind)).unwrap_or_else(|error| panic!("{error}"));
-    let url = format!("redis://{}?ttl=2s&restart_delay=6s", server.addr());
+    let url = format!("redis://{}?ttl=2s&restart_delay=12s", server.addr());
     (server, url)
 }
 

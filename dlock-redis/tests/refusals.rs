@@ -143,16 +143,17 @@ async fn a_client_of_the_stock_recipe_excludes_us_and_we_it() {
     let server = &servers[0];
     let locks = manager(settled(&servers, "").await, TTL);
     let lock = locks.lock("x").unwrap();
-    server.exec(&["SET", "dlock:lock:x", "their-token", "NX", "PX", "1500"]).await.unwrap();
+    locks.open().await.unwrap();
+    server.exec(&["SET", "dlock:lock:x", "their-token", "NX", "PX", "8000"]).await.unwrap();
     assert!(lock.try_acquire().await.unwrap().is_none());
     assert_eq!(lock.holder().await.unwrap().unwrap().owner, "their-token");
-    let guard = lock.acquire_timeout(Duration::from_secs(4)).await.unwrap();
+    let guard = lock.acquire_timeout(SOON).await.unwrap();
     let theirs = server.exec(&["SET", "dlock:lock:x", "their-token", "NX", "PX", "1500"]).await.unwrap();
     assert_eq!(theirs.trim(), "", "not set");
     guard.release().await.unwrap();
     // A key that never expires is held until somebody deletes it.
     server.exec(&["SET", "dlock:lock:x", "for ever"]).await.unwrap();
-    assert!(lock.acquire_timeout(Duration::from_millis(300)).await.unwrap_err().is_timeout());
+    assert!(lock.acquire_timeout(Duration::from_secs(2)).await.unwrap_err().is_timeout());
 }
 
 #[tokio::test]

@@ -24,9 +24,11 @@ async fn a_failover_to_a_replica_that_never_saw_the_lock_keeps_both_promises() {
     let replica = own(Redis::v8().replica_of(link.addr())).await;
     until("the replica is in step", async || replication(&replica, "master_link_status:up").await).await;
     // They find the replica by asking the master, which knows it by the address that it announces.
-    let sentinels = Server::start_all(
-        (0..3).map(|_| Sentinel::watching("mine", master.addr(), 2).config("sentinel resolve-hostnames no")),
-    )
+    let sentinels = Server::start_all((0..3).map(|_| {
+        Sentinel::watching("mine", master.addr(), 2)
+            .config("sentinel resolve-hostnames no")
+            .config("sentinel down-after-milliseconds mine 4000")
+    }))
     .await
     .unwrap();
     for sentinel in &sentinels {
@@ -94,8 +96,12 @@ async fn a_failover_to_a_replica_that_never_saw_the_lock_keeps_both_promises() {
 #[tokio::test]
 async fn a_lock_outlives_the_coming_and_going_of_a_first_replica() {
     let master = own(Redis::v8().config("repl-backlog-ttl 1")).await;
-    let sentinel = Server::start(Sentinel::watching("mine", master.addr(), 1)).await.unwrap();
-    let locks = manager(backend(&format!("redis+sentinel://{}/mine?{SETTINGS}", sentinel.addr())), TTL);
+    // Nobody is to be promoted because a busy machine stands still.
+    let sentinel = Sentinel::watching("mine", master.addr(), 1);
+    let sentinel = sentinel.config("sentinel down-after-milliseconds mine 60000");
+    let sentinel = Server::start(sentinel).await.unwrap();
+    let url = format!("redis+sentinel://{}/mine?restart_delay=30s&clock_skew=0ms", sentinel.addr());
+    let locks = manager(backend(&url), TTL * 3);
     locks.init().await.unwrap();
     let held = locks.lock("x").unwrap().acquire_timeout(SOON).await.unwrap();
     let id = async || {

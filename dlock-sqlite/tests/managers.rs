@@ -10,9 +10,15 @@ use std::time::Duration;
 use dlock_core::{AcquireError, Clock as _, FencingToken, LockManager, LossReason, SystemClock};
 use dlock_sqlite::SqliteBackend;
 use rusqlite::Connection;
+use tempfile::TempDir;
 
-const TTL: Duration = Duration::from_millis(600);
+const TTL: Duration = Duration::from_secs(2);
 const FILE: &str = "DLOCK_TEST_FILE";
+
+/// In memory where that can be had: a busy disk may take as long as a lease.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
 
 fn manager(file: impl AsRef<Path>) -> LockManager {
     LockManager::builder(SqliteBackend::new(file)).ttl(TTL).build().unwrap()
@@ -88,7 +94,7 @@ impl Drop for Holder {
 
 #[tokio::test]
 async fn a_killed_holder_is_replaced_within_its_lease() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let (mut holder, first) = Holder::start(&file);
     let locks = manager(&file);
@@ -100,7 +106,7 @@ async fn a_killed_holder_is_replaced_within_its_lease() {
     let guard = lock.acquire().await.unwrap();
     let took = SystemClock.now().since(killed);
     println!("replaced after {took:?}, lease {TTL:?}");
-    assert!(took < TTL + Duration::from_secs(1), "{took:?}");
+    assert!(took < TTL + Duration::from_secs(2), "{took:?}");
     assert!(guard.token() > first);
     locks.close().await.unwrap();
 }
@@ -108,7 +114,7 @@ async fn a_killed_holder_is_replaced_within_its_lease() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_frozen_holder_knows_its_loss_when_it_wakes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let locks = manager(&file);
     locks.open().await.unwrap();
@@ -129,7 +135,7 @@ async fn a_frozen_holder_knows_its_loss_when_it_wakes() {
 
 #[tokio::test]
 async fn a_lock_from_before_a_reboot_is_taken_after_its_lease() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let (mut holder, first) = Holder::start(&file);
     holder.0.kill().unwrap();
@@ -152,7 +158,7 @@ async fn a_lock_from_before_a_reboot_is_taken_after_its_lease() {
 
 #[tokio::test]
 async fn a_row_removed_by_hand_is_missed_within_a_renewal() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let locks = manager(&file);
     let guard = locks.lock("a").unwrap().acquire().await.unwrap();
@@ -165,7 +171,7 @@ async fn a_row_removed_by_hand_is_missed_within_a_renewal() {
 
 #[tokio::test]
 async fn a_file_that_is_removed_costs_its_locks_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let locks = manager(&file);
     let guard = locks.lock("a").unwrap().acquire().await.unwrap();
@@ -180,7 +186,7 @@ async fn a_file_that_is_removed_costs_its_locks_and_nothing_else() {
 
 #[tokio::test]
 async fn holders_killed_anywhere_leave_a_sound_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let file = folder.path().join("locks.db");
     let mut last = FencingToken::new(0);
     for round in 0..4 {

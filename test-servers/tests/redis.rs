@@ -128,14 +128,14 @@ async fn a_sentinel_promotes_the_replica() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(Duration::from_secs(30), known).await.unwrap();
+    timeout(Duration::from_secs(90), known).await.unwrap();
     primary.kill().await.unwrap();
     let promoted = async {
         while !replica.exec(&["ROLE"]).await.unwrap().starts_with("master") {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(Duration::from_secs(30), promoted).await.unwrap();
+    timeout(Duration::from_secs(90), promoted).await.unwrap();
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn cluster_mode_serves_a_key() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(Duration::from_secs(30), has_slots).await.unwrap();
+    timeout(Duration::from_secs(90), has_slots).await.unwrap();
 }
 
 #[tokio::test]

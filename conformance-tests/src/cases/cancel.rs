@@ -39,7 +39,7 @@ pub async fn cancel_at_every_poll(fx: &dyn Fixture) {
         }
         for way in 0..3 {
             for polls in 1.. {
-                let (what, future) = ways(&client, "cancelled", profile.ttl).remove(way);
+                let (what, future) = ways(&client, "cancelled", profile.patience()).remove(way);
                 let done = soon(profile, "a future is polled", cancelled_after(polls, future)).await;
                 let taken =
                     soon(profile, "P6: a cancelled claim is given back", next.lock("cancelled").acquire())

@@ -45,8 +45,9 @@ pub async fn tokens_rise(fx: &dyn Fixture) {
         let guard = guard.expect("the store answers");
         tokens.note(guard.token(), "a release");
         drop(guard);
+        let limit = profile.patience();
         let tried =
-            soon(profile, "the lock is free", clients[0].lock("numbered").acquire_timeout(profile.ttl)).await;
+            soon(profile, "the lock is free", clients[0].lock("numbered").acquire_timeout(limit)).await;
         let guard = tried.expect("the store answers");
         tokens.note(guard.token(), "a drop");
         guard.release().await.expect("the store answers");

@@ -87,6 +87,9 @@ async fn a_killed_leader_costs_no_lock_and_no_place() {
 
 #[tokio::test]
 async fn a_frozen_member_costs_no_lock_and_no_place() {
+    // Long enough for elections with more than one round, where the one that freezes leads.
+    let ttl = TTL * 2;
+    let setup = || setup().ttl(ttl);
     let fx = EtcdFixture::three().await;
     for at in [0, 1, 2, leader(&fx).await] {
         // On the member that is going to freeze, and on any.
@@ -99,12 +102,12 @@ async fn a_frozen_member_costs_no_lock_and_no_place() {
         let waiting =
             [queue_up(&fx, &on_it[1].lock("held"), 2).await, queue_up(&fx, &other.lock("held"), 3).await];
         fx.members()[at].freeze().await.unwrap();
-        tokio::time::sleep(TTL * 3 / 2).await;
+        tokio::time::sleep(ttl * 5 / 4).await;
         assert!(guard.is_held(), "a lock was lost with one member of three");
         let [first, second] = waiting;
         assert!(!first.is_finished() && !second.is_finished(), "P1: a held lock was granted");
         guard.release().await.unwrap();
-        let next = within(TTL, "the place is kept", got(first)).await;
+        let next = within(ttl, "the place is kept", got(first)).await;
         assert!(!second.is_finished(), "P1: a held lock was granted");
         next.release().await.unwrap();
         got(second).await.release().await.unwrap();
@@ -175,8 +178,8 @@ async fn a_client_whose_clock_jumps_knows_its_losses_first() {
     let (client, other) = (fx.client(setup()).await, fx.client(setup()).await);
     let guard = client.lock("jump").acquire().await.unwrap();
     let waiting = queue_up(&fx, &other.lock("jump"), 2).await;
-    // Half a lease is not the end of it: the next renewal is due at once.
-    client.clock.jump(TTL / 2);
+    // A part of a lease is not the end of it: the next renewal is due at once.
+    client.clock.jump(TTL / 3);
     let renewed = client.locks.metrics().renewals;
     until("it is renewed", async || client.locks.metrics().renewals > renewed).await;
     assert!(guard.is_held() && !waiting.is_finished());

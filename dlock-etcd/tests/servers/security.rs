@@ -10,7 +10,7 @@ use test_servers::{Certs, Direction, Etcd, Proxy, Server};
 
 use crate::setting::{soon, spawn_acquire, until, within};
 
-const TTL: Duration = Duration::from_secs(3);
+const TTL: Duration = Duration::from_secs(5);
 
 /// The whole chain of an error that opening a session gives.
 async fn refused(backend: EtcdBackend) -> String {
@@ -249,8 +249,8 @@ async fn an_old_version_is_told() {
 
 #[tokio::test]
 async fn a_full_database_refuses_new_locks_and_keeps_those_that_are_held() {
-    let server = Server::start(Etcd::v3_5().arg("--quota-backend-bytes=4194304")).await.unwrap();
-    let locks = LockManager::builder(EtcdBackend::new([at(&server)])).ttl(TTL).build().unwrap();
+    let server = Server::start(Etcd::v3_5().arg("--quota-backend-bytes=1048576")).await.unwrap();
+    let locks = LockManager::builder(EtcdBackend::new([at(&server)])).ttl(TTL * 3).build().unwrap();
     let guard = locks.lock("held").unwrap().acquire().await.unwrap();
     let filling = "x".repeat(100_000);
     until("the database is full", async || {
@@ -262,14 +262,15 @@ async fn a_full_database_refuses_new_locks_and_keeps_those_that_are_held() {
     .await;
     let error = soon("a try ends", locks.lock("free").unwrap().try_acquire()).await.unwrap_err();
     assert!(chain(&error).contains("etcdctl alarm disarm"), "{error:?}");
-    tokio::time::sleep(TTL * 2).await;
+    let renewals = locks.metrics().renewals;
+    until("renewals go on", async || locks.metrics().renewals > renewals + 3).await;
     assert!(guard.is_held(), "a lock was lost since the database is full");
     guard.release().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_full_database_costs_no_session_when_an_answer_is_lost() {
-    let server = Server::start(Etcd::v3_5().arg("--quota-backend-bytes=4194304")).await.unwrap();
+    let server = Server::start(Etcd::v3_5().arg("--quota-backend-bytes=1048576")).await.unwrap();
     let way = Proxy::start(server.addr()).await.unwrap();
     let locks = LockManager::builder(EtcdBackend::new([way.addr().to_string()]))
         .ttl(Duration::from_secs(9))

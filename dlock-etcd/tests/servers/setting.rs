@@ -10,7 +10,7 @@ use dlock_etcd::EtcdBackend;
 use tokio::task::JoinHandle;
 
 /// How long anything that must happen may take; it only ends tests that fail.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits for something that must happen.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

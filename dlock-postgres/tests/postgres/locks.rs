@@ -127,7 +127,9 @@ async fn who_waits_is_told_of_a_release_before_it_looks() {
 #[tokio::test]
 async fn a_connection_carries_thousands_of_locks_and_waiters() {
     let place = Place::new().await;
-    let (holder, waiter) = (place.manager("holder"), place.manager("waiter"));
+    // So much takes a busy machine longer than a lease of two seconds bears.
+    let manager = |owner| LockManager::builder(place.backend()).ttl(TTL * 5).owner(owner).build().unwrap();
+    let (holder, waiter) = (manager("holder"), manager("waiter"));
     let mut guards = Vec::new();
     for number in 0..2000 {
         guards.push(holder.lock(format!("many/{number}")).unwrap().acquire().await.unwrap());
@@ -141,7 +143,7 @@ async fn a_connection_carries_thousands_of_locks_and_waiters() {
     let mut look = place.look().await;
     // Renewed while all that goes on.
     let renewals = holder.metrics().renewals;
-    until("renewed", async || holder.metrics().renewals > renewals + 3).await;
+    until("renewed", async || holder.metrics().renewals > renewals + 1).await;
     // All that the server has, whatever they call themselves, but the operator's own.
     let connections =
         "FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
@@ -233,7 +235,7 @@ async fn what_a_crashed_holder_left_goes_when_its_lease_is_over() {
     until("the connection is closed", async || look.advisory_locks().await == 0).await;
     assert_eq!(look.rows().await, 1);
     // Nobody ever asks for the name again.
-    let other = session(&place.backend(), Duration::from_millis(500)).await.unwrap();
+    let other = session(&place.backend(), TTL * 15).await.unwrap();
     until("the row goes", async || {
         other.renew(&[]).await.unwrap();
         look.rows().await == 0
@@ -244,7 +246,7 @@ async fn what_a_crashed_holder_left_goes_when_its_lease_is_over() {
 #[tokio::test]
 async fn many_names_leave_the_tables_as_small_as_they_were() {
     let place = Place::new().await;
-    let one = place.session().await;
+    let one = session(&place.backend(), TTL * 15).await.unwrap();
     let mut look = place.look().await;
     let size = "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
         WHERE relnamespace = 'dlock'::regnamespace AND relkind = 'r'";

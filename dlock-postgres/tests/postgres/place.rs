@@ -243,16 +243,25 @@ pub(crate) fn clock() -> impl Clock {
     SystemClock
 }
 
-/// Looks at a guard until it is lost: the last moment before a look that found it held.
-pub(crate) fn witness(guard: LockGuard) -> tokio::task::JoinHandle<Timestamp> {
+/// What one saw who looked at a guard until it was lost.
+#[derive(Debug)]
+pub(crate) struct Witnessed {
+    /// The last moment before a look that found it held.
+    pub(crate) held: Timestamp,
+    /// The moment behind the look that found it lost.
+    pub(crate) lost: Timestamp,
+}
+
+/// Looks at a guard until it is lost.
+pub(crate) fn witness(guard: LockGuard) -> tokio::task::JoinHandle<Witnessed> {
     tokio::spawn(async move {
-        let mut last = Timestamp::from_nanos(0);
+        let mut held = Timestamp::from_nanos(0);
         loop {
             let now = clock().now();
             if !guard.is_held() {
-                return last;
+                return Witnessed { held, lost: clock().now() };
             }
-            last = now;
+            held = now;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })

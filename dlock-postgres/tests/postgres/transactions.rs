@@ -60,9 +60,9 @@ async fn a_transaction_waits_for_what_is_owed() {
 }
 
 /// A holder that is gone, whose lock is free and whose lease is owed; and a transaction.
-async fn indebted(place: &Place) -> (TransactionLocks, PgConnection, Look) {
+async fn indebted(place: &Place, owed: Duration) -> (TransactionLocks, PgConnection, Look) {
     let locks = place.backend().transaction_locks();
-    let holder = place.session().await;
+    let holder = session(&place.backend(), owed).await.unwrap();
     granted(&*holder, "a", 1).await;
     drop(holder);
     let mut look = place.look().await;
@@ -81,7 +81,7 @@ async fn a_release_that_is_not_committed_yet_is_not_settled() {
     let mut look = place.look().await;
     look.run(
         "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+            $$ BEGIN PERFORM pg_sleep(4); RETURN NULL; END $$;
          CREATE CONSTRAINT TRIGGER slow AFTER DELETE ON dlock.holders
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.slow()",
     )
@@ -102,7 +102,7 @@ async fn a_release_that_is_not_committed_yet_is_not_settled() {
 #[tokio::test]
 async fn a_transaction_that_ends_while_it_settles_has_no_lock() {
     let place = Place::new().await;
-    let (locks, mut connection, mut look) = indebted(&place).await;
+    let (locks, mut connection, mut look) = indebted(&place, TTL).await;
     let locking = tokio::spawn(async move {
         let mut transaction = connection.begin().await.unwrap();
         locks.lock(&mut transaction, &name("a")).await
@@ -117,9 +117,9 @@ async fn a_transaction_that_ends_while_it_settles_has_no_lock() {
 #[tokio::test]
 async fn a_transaction_that_must_not_be_idle_settles_all_the_same() {
     let place = Place::new().await;
-    let (locks, mut connection, mut look) = indebted(&place).await;
+    let (locks, mut connection, mut look) = indebted(&place, TTL * 4).await;
     let mut transaction = connection.begin().await.unwrap();
-    let set = "SET LOCAL idle_in_transaction_session_timeout = '1s'";
+    let set = "SET LOCAL idle_in_transaction_session_timeout = '4s'";
     sqlx::query(set).execute(&mut *transaction).await.unwrap();
     locks.lock(&mut transaction, &name("a")).await.unwrap();
     assert_eq!(look.advisory_locks().await, 1);
@@ -129,7 +129,7 @@ async fn a_transaction_that_must_not_be_idle_settles_all_the_same() {
 #[tokio::test]
 async fn a_debt_that_cannot_be_written_off_fails_no_lock() {
     let place = Place::new().await;
-    let (locks, mut connection, mut look) = indebted(&place).await;
+    let (locks, mut connection, mut look) = indebted(&place, TTL).await;
     // What it needs a connection of its own for at first is done.
     let mut transaction = connection.begin().await.unwrap();
     locks.lock(&mut transaction, &name("other")).await.unwrap();

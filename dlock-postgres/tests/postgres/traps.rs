@@ -17,17 +17,16 @@ use crate::place::{
 #[tokio::test]
 async fn a_debt_that_the_snapshot_does_not_show_is_settled() {
     let place = Place::new().await;
-    let one = place.session().await;
+    let one = session(&place.backend(), TTL * 15).await.unwrap();
     granted(&*one, "a", 1).await;
     release(&*one, "a", 1).await;
-    let mut look = place.look().await;
+    let (mut look, mut other) = (place.look().await, place.look().await);
     // The claim stops between its advisory lock and its row.
     look.run("BEGIN; SELECT FROM dlock.counters FOR UPDATE").await;
     let claiming = tokio::spawn({
         let one = one.clone();
         async move { one.claim(request("a", 2, Patience::Queue)).await }
     });
-    let mut other = place.look().await;
     until("it has the advisory lock", async || other.advisory_locks().await == 1).await;
     let key = place.key("a");
     other
@@ -103,7 +102,7 @@ async fn a_definite_error_leaves_nothing_locked() {
 #[tokio::test]
 async fn a_standby_that_does_not_answer_holds_nobody_up() {
     let server = Server::start(postgres().config("track_commit_timestamp = on")).await.unwrap();
-    let one = session(&PostgresBackend::new(options(&server, "postgres")), TTL).await.unwrap();
+    let one = session(&PostgresBackend::new(options(&server, "postgres")), TTL * 15).await.unwrap();
     let mut look = Look(options(&server, "postgres").connect().await.unwrap());
     look.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     look.run("SELECT pg_reload_conf()").await;

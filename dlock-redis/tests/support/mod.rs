@@ -15,7 +15,7 @@ use dlock_redis::RedisBackend;
 use test_servers::{Lease, Pool, Redis, Server};
 
 /// Waits for something with this deadline.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 type Nodes = Pool<Vec<Server>>;
 

@@ -195,7 +195,9 @@ impl Trial {
             if number % 10 == 0 {
                 let backend = ZkBackend::builder(others.iter().map(ToString::to_string)).tick(TICK).build();
                 // They outlive the change of leaders.
-                self.rivals.push(LockManager::builder(backend).ttl(TTL * 3).build().unwrap());
+                self.rivals.push(
+                    LockManager::builder(backend).ttl(TTL * 3).give_up_after(TTL * 18).build().unwrap(),
+                );
             }
             let rival = self.rivals.last().expect("the first has made one");
             let (guard, lock): (_, Lock) = (Arc::clone(guard), rival.lock(guard.name().as_str()).unwrap());

@@ -215,7 +215,7 @@ async fn a_restart_of_all_members_costs_no_lock_and_no_place() {
 #[tokio::test]
 async fn a_server_that_freezes_for_less_than_the_lease_costs_nothing() {
     let fx = ZkFixture::one().await;
-    let setup = || Setup::new().ttl(Duration::from_secs(6)).request_timeout(Duration::from_secs(1));
+    let setup = || Setup::new().ttl(Duration::from_secs(12)).request_timeout(Duration::from_secs(1));
     let (holder, waiter) = (fx.client(setup()).await, fx.client(setup()).await);
     let server: &Server = &fx.members()[0];
     for _ in 0..3 {

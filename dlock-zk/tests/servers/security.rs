@@ -11,7 +11,7 @@ use crate::refusals::refused;
 use crate::setting::{chain, renewed, soon, spawn_acquire, until};
 
 const TICK: Duration = Duration::from_millis(100);
-const TTL: Duration = Duration::from_secs(3);
+const TTL: Duration = Duration::from_secs(5);
 
 fn at(server: &Server) -> ZkBackendBuilder {
     ZkBackend::builder([server.addr().to_string()]).tick(TICK)

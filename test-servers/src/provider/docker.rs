@@ -32,7 +32,7 @@ impl Docker {
     pub(crate) async fn connect() -> Result<Self> {
         let mut info = Command::new("docker");
         info.args(["info", "--format", "{{.ID}}"]);
-        match run_command(&mut info, &std::env::temp_dir(), Duration::from_secs(10)).await {
+        match run_command(&mut info, &std::env::temp_dir(), Duration::from_secs(60)).await {
             Ok(output) if output.status.success() => Ok(Self { id: text(&output.stdout) }),
             Ok(output) => Err(Error::new(format!(
                 "docker has no daemon: start it, or set DLOCK_TEST_PROVIDER=process: {}",

@@ -60,7 +60,7 @@ pub(super) async fn set_pings(ensemble: &ZooKeeperCluster, leader: usize) {
     let pid = ensemble[leader].pid().await.unwrap().expect("it runs");
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process");
     let link = ensemble.links(follower, leader).next().expect("there is a link between any two");
-    for _ in 0..10 {
+    for _ in 0..40 {
         // It slept until its next ping when it was stopped, and is late when it goes on: it pings at once, and counts the next
         // from then.
         kill_process(pid, Signal::STOP).unwrap();
