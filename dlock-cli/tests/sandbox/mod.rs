@@ -261,9 +261,10 @@ impl Finished {
         assert!(self.stderr.contains(message), "{message:?} is not in {:?}", self.stderr);
     }
 
-    /// What it said, but for its waiting, which a busy machine may make longer than it says nothing about.
+    /// What dlock itself said, but for its waiting, which a busy machine may make longer than it says nothing about.
     pub(crate) fn complaints(&self) -> Vec<&str> {
-        self.stderr.lines().filter(|line| !line.contains("waiting for lock")).collect()
+        let own = self.stderr.lines().filter(|line| line.contains("dlock"));
+        own.filter(|line| !line.contains("waiting for lock")).collect()
     }
 }
 
