@@ -1,6 +1,6 @@
 //! Messages about releases: who waits for which channel, what is subscribed where, and what was heard.
 //!
-//! A channel is subscribed at its first wait, and stays so for a few seconds after the last. A wait ends when a message
+//! A channel is subscribed at its first wait, and stays so for a second after the last. A wait ends when a message
 //! came after the try before it was sent. Messages are hints: whoever hears none asks again when the holder's lease would
 //! be over.
 
@@ -12,7 +12,7 @@ use dlock_core::BackendError;
 use tokio::sync::Notify;
 
 /// A channel stays subscribed for so long after nobody waits for it.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// The channels of a session.
 #[derive(Debug)]
