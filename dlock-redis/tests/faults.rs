@@ -257,9 +257,10 @@ async fn scripts_run(server: &Server) -> u64 {
 
 /// A node that comes back after it has slept through a lock's life must not keep it from others.
 async fn slept_through(hold: Duration) {
-    let rig = Rig::new(3).await;
     // What is left expires after the test has failed.
-    let locks = manager(rig.backend(), SOON + Duration::from_secs(10));
+    const LIMIT: Duration = Duration::from_secs(20);
+    let rig = Rig::new(3).await;
+    let locks = manager(rig.backend(), LIMIT + Duration::from_secs(10));
     cycle(&locks, "before").await;
     let before = scripts_run(&rig.servers[2]).await;
     rig.damage(1, Trouble::Frozen).await;
@@ -272,7 +273,8 @@ async fn slept_through(hold: Duration) {
     rig.mend(Trouble::Frozen).await;
     // What was sent to it meanwhile is executed now, each grant with its release behind.
     until("it runs what it was sent", async || scripts_run(&rig.servers[2]).await > before).await;
-    until("nothing is left on the node that slept", async || residue(&rig.servers[2]).await.is_empty()).await;
+    let empty = until("nothing is left", async || residue(&rig.servers[2]).await.is_empty());
+    tokio::time::timeout(LIMIT, empty).await.expect("nothing is left on the node that slept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
