@@ -11,6 +11,8 @@ use conformance_tests::worker::{Answer, Order, Worker};
 use conformance_tests::{Profile, Time, conformance_suite, process_suite};
 use dlock_core::{Backend, SystemClock};
 use dlock_redis::RedisBackend;
+use redis::AsyncConnectionConfig;
+use redis::aio::MultiplexedConnection;
 use test_servers::{Redis, Server};
 
 conformance_suite!(redis_8, Time::Real, RedisFixture::start(RedisServers::Redis8).await);
@@ -41,7 +43,9 @@ process_suite!(
 
 /// Servers that two worker processes hand a lock to and fro on. Nothing is synced, and no case runs here.
 struct Handoffs {
-    servers: Vec<Server>,
+    _servers: Vec<Server>,
+    /// Of the operator's, one to each: what it asks must not take as long as a channel stays subscribed.
+    connections: Vec<MultiplexedConnection>,
     url: String,
     profile: Profile,
 }
@@ -57,7 +61,18 @@ impl Handoffs {
         // Nobody renews in so short a time, and one who polls instead of listening would take very long.
         let url = format!("{scheme}://{}?restart_delay=0&ttl=60s", hosts.join(","));
         let guarantees = backend.expect("the addresses are legal").guarantees();
-        Self { servers, url, profile: Profile::real(guarantees, Duration::from_secs(60)) }
+        let profile = Profile::real(guarantees, Duration::from_secs(60));
+        // The crate's own limits are shorter than a busy machine may take.
+        let limits = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(profile.patience()))
+            .set_response_timeout(Some(profile.patience()));
+        let mut connections = Vec::new();
+        for host in &hosts {
+            let client = redis::Client::open(format!("redis://{host}")).expect("an address is a URL");
+            let connection = client.get_multiplexed_async_connection_with_config(&limits).await;
+            connections.push(connection.expect("the server runs"));
+        }
+        Self { _servers: servers, connections, url, profile }
     }
 
     async fn worker(&self, history: &History, process: u32) -> Worker {
@@ -69,8 +84,10 @@ impl Handoffs {
     /// How many scripts each server has run.
     async fn scripts_run(&self) -> Vec<u64> {
         let mut run = Vec::new();
-        for server in &self.servers {
-            let stats = server.exec(&["INFO", "commandstats"]).await.expect("the server runs");
+        for connection in &self.connections {
+            let mut connection = connection.clone();
+            let stats = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await;
+            let stats: String = stats.expect("the server runs");
             let calls =
                 stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
             run.push(calls.map_or(0, |calls| calls.parse().expect("a number")));
