@@ -48,8 +48,9 @@ async fn budget(nodes: usize) {
         if no_more { Ok(()) } else { Err(format!("{what}: {all:?}")) }
     };
     let mut excess = Vec::new();
-    // A node that is late to answer a claim on a busy machine is sent a release behind it.
-    for _ in 0..10 {
+    // Of several nodes one that is late to answer a claim, on a busy machine, is sent a release behind it.
+    let most = if nodes == 1 { 1 } else { 4 };
+    for _ in 0..most {
         reset();
         let held = claim("x");
         granted(&*session, &held).await;
@@ -63,7 +64,7 @@ async fn budget(nodes: usize) {
             Err(more) => excess.push(more),
         }
     }
-    assert!(excess.len() < 10, "each time more was asked than the budget allows: {excess:#?}");
+    assert!(excess.len() < most, "each time more was asked than the budget allows: {excess:#?}");
     let claims: Vec<_> = (0..1000).map(|number| claim(&format!("many/{number}"))).collect();
     for claim in &claims {
         granted(&*session, claim).await;
@@ -295,9 +296,13 @@ async fn channels_are_unsubscribed_when_nobody_waits() {
     let held = one.lock("x").unwrap().acquire().await.unwrap();
     let lock = other.lock("x").unwrap();
     other.open().await.unwrap();
-    assert!(lock.acquire_timeout(Duration::from_secs(2)).await.unwrap_err().is_timeout());
     let channels = async || servers[0].exec(&["PUBSUB", "CHANNELS"]).await.unwrap();
-    assert_eq!(channels().await.trim(), "dlock:wake:x");
+    let waiter = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.acquire_timeout(Duration::from_secs(4)).await.map(drop) }
+    });
+    until("it is subscribed", async || channels().await.trim() == "dlock:wake:x").await;
+    assert!(waiter.await.unwrap().unwrap_err().is_timeout());
     until("it is unsubscribed", async || channels().await.trim().is_empty()).await;
     // And again.
     let waiter = tokio::spawn(async move { lock.acquire_timeout(SOON).await.unwrap() });

@@ -108,8 +108,8 @@ async fn a_minority_is_not_needed(nodes: usize) {
             took.push(cycle(&locks, &format!("during {round}")).await);
         }
         took.sort_unstable();
-        // A grant and a ballot, but for some at which a busy machine stood still.
-        assert!(took[took.len() * 3 / 4] < NODE_TIMEOUT * 4, "{trouble:?}: {took:?}");
+        // A grant and a ballot, but for two at which a busy machine stood still.
+        assert!(took[took.len() - 3] < NODE_TIMEOUT * 4, "{trouble:?}: {took:?}");
         let began = SystemClock.now();
         let late = manager(rig.backend(), TTL);
         late.open().await.unwrap_or_else(|error| panic!("{trouble:?}: {}", chain(&error)));
