@@ -47,12 +47,12 @@ fn no_update_is_lost_and_tokens_rise() {
 
 #[test]
 fn a_killed_holder_is_replaced_and_its_command_is_gone() {
-    const TTL: Duration = Duration::from_secs(3);
+    const TTL: Duration = Duration::from_secs(6);
     let sandbox = Sandbox::new();
-    let holder = sandbox.run(&["--ttl", "3s"], STUBBORN);
+    let holder = sandbox.run(&["--ttl", "6s"], STUBBORN);
     let pid = sandbox.wait_for_pid("pid");
     let successor = sandbox.run(
-        &["--ttl", "3s"],
+        &["--ttl", "6s"],
         &format!("if kill -0 {pid} 2>/dev/null; then echo there; else echo gone; fi > first; cat /proc/uptime > since"),
     );
     successor.says("waiting for lock");
@@ -60,7 +60,7 @@ fn a_killed_holder_is_replaced_and_its_command_is_gone() {
     holder.signal(Signal::KILL);
     assert_eq!(successor.ends().code(), 0);
     let took = SystemClock.now().since(killed);
-    assert!(took < TTL + Duration::from_secs(10), "{took:?}");
+    assert!(took < TTL * 2, "more than one lease, and what a busy machine adds: {took:?}");
     assert_eq!(sandbox.read("first"), "gone\n");
     let last = uptime(sandbox.lines("beats").last().unwrap());
     assert!(last <= uptime(&sandbox.read("since")), "the first command worked on");
@@ -74,7 +74,8 @@ fn a_command_that_ends_takes_its_group_along() {
          while [ ! -e ready ]; do sleep 0.01; done; exit 7";
     let finished = sandbox.run(&[], script).ends();
     finished.expect(7, "");
-    assert_eq!(finished.complaints(), Vec::<&str>::new(), "{finished:?}");
+    // What the shell says of its own children is its affair.
+    assert!(!finished.complaints().iter().any(|line| line.contains("dlock")), "{finished:?}");
     assert_eq!(sandbox.read("asked"), "asked\n", "TERM comes before KILL");
     assert_eq!(sandbox.processes(), Vec::<String>::new(), "before dlock ends");
 }
