@@ -6,7 +6,7 @@ use crate::patience::{soon, within};
 use crate::worker::{Answer, Order, Shop, Worker};
 
 fn release() -> Order {
-    Order::Release { name: "shared".to_owned() }
+    Order::Release { name: Shop::LOCK.to_owned() }
 }
 
 /// P1, P2: of several processes one holds the lock at a time, no update is lost, and tokens rise.
@@ -35,31 +35,31 @@ pub async fn frozen_processes_lose_their_locks(fx: &dyn Fixture) {
     let shop = Shop::new();
     let mut workers = shop.workers(fx, 2).await;
     let [frozen, other] = &mut workers[..] else { unreachable!("there are two") };
-    let token = frozen.acquire("shared").await;
-    assert!(frozen.is_held("shared").await);
+    let token = frozen.acquire(Shop::LOCK).await;
+    assert!(frozen.is_held(Shop::LOCK).await);
     assert_eq!(frozen.ask(shop.write(1)).await, Answer::Wrote(true));
     frozen.freeze();
     let what = "P4: a frozen holder is replaced";
-    let next = within(profile, profile.takeover(), what, other.acquire("shared")).await;
+    let next = within(profile, profile.takeover(), what, other.acquire(Shop::LOCK)).await;
     assert!(next > token, "P2 broken: the token did not rise");
-    assert!(other.is_held("shared").await);
+    assert!(other.is_held(Shop::LOCK).await);
     assert_eq!(
         other.ask(shop.write(2)).await,
         Answer::Wrote(true),
         "P2 broken: the holder's write was refused"
     );
     // Its next orders are there when it wakes.
-    frozen.order(Order::IsHeld { name: "shared".to_owned() }).await;
+    frozen.order(Order::IsHeld { name: Shop::LOCK.to_owned() }).await;
     frozen.order(shop.write(3)).await;
     frozen.thaw();
     assert_eq!(frozen.answer().await, Some(Answer::Held(false)), "P3 broken: held at its first look");
     assert_eq!(frozen.answer().await, Some(Answer::Wrote(false)), "P2 broken: its late write was taken");
     assert_eq!(Register::in_file(&shop.register).read().value, 2);
     assert_eq!(frozen.ask(release()).await, Answer::AlreadyLost);
-    assert!(other.is_held("shared").await, "P7 broken: the successor lost its lock to the one that woke");
+    assert!(other.is_held(Shop::LOCK).await, "P7 broken: the successor lost its lock to the one that woke");
     assert_eq!(other.ask(release()).await, Answer::Done);
     // The one that woke goes on as before.
-    let again = frozen.acquire("shared").await;
+    let again = frozen.acquire(Shop::LOCK).await;
     assert!(again > next, "P2 broken: the token did not rise");
     assert_eq!(frozen.ask(release()).await, Answer::Done);
     shop.check(profile);
@@ -77,10 +77,10 @@ pub async fn killed_holders_are_replaced(fx: &dyn Fixture) {
     for waits in [true, false] {
         let mut workers = shop.workers(fx, 2).await;
         let [killed, next] = &mut workers[..] else { unreachable!("there are two") };
-        let token = killed.acquire("shared").await;
+        let token = killed.acquire(Shop::LOCK).await;
         assert!(token > last, "P2 broken: the token did not rise");
-        assert!(killed.is_held("shared").await);
-        let acquire = Order::Acquire { name: "shared".to_owned(), limit_ms: 60_000 };
+        assert!(killed.is_held(Shop::LOCK).await);
+        let acquire = Order::Acquire { name: Shop::LOCK.to_owned(), limit_ms: 60_000 };
         if waits {
             next.order(acquire.clone()).await;
             tokio::time::sleep(profile.moment() * 10).await;
@@ -106,9 +106,9 @@ pub async fn killed_waiters_are_in_nobodys_way(fx: &dyn Fixture) {
     let shop = Shop::new();
     let mut workers = shop.workers(fx, 2).await;
     let holder = fx.client(Setup::new()).await;
-    let guard = holder.lock("shared").acquire().await.expect("the lock is free");
+    let guard = holder.lock(Shop::LOCK).acquire().await.expect("the lock is free");
     for worker in &mut workers {
-        worker.order(Order::Acquire { name: "shared".to_owned(), limit_ms: 60_000 }).await;
+        worker.order(Order::Acquire { name: Shop::LOCK.to_owned(), limit_ms: 60_000 }).await;
         tokio::time::sleep(profile.moment() * 20).await;
     }
     let [killed, next] = &mut workers[..] else { unreachable!("there are two") };
@@ -134,7 +134,7 @@ pub async fn kills_in_a_contest(fx: &dyn Fixture) {
         worker.kill().await;
     }
     let client = fx.client(Setup::new()).await;
-    let lock = client.lock("shared");
+    let lock = client.lock(Shop::LOCK);
     let asked = shop.history.acquire("last", &lock);
     let guard = within(profile, profile.takeover(), "P4: a killed holder is replaced", asked).await;
     guard.expect("the store answers").release().await.expect("the store answers");
@@ -150,7 +150,7 @@ pub async fn tokens_rise_over_processes(fx: &dyn Fixture) {
     let mut last = 0;
     for process in 1..=4 {
         let mut worker = Worker::start(fx, &shop.history, process).await;
-        let token = worker.acquire("shared").await;
+        let token = worker.acquire(Shop::LOCK).await;
         assert!(token > last, "P2 broken: the token {token} of a new process is not greater than {last}");
         last = token;
         assert_eq!(worker.ask(release()).await, Answer::Done);
