@@ -63,9 +63,13 @@ async fn a_killed_leader_costs_no_lock_and_no_place() {
         assert!(guard.is_held(), "a lock was lost with a leader");
         // Only a session that lives is renewed.
         renewed(&holder.locks, 2).await;
+        renewed(&waiter.locks, 1).await;
         assert!(guard.is_held() && !waiting.is_finished(), "a lock was lost with a leader");
         guard.release().await.unwrap();
         got(waiting).await.release().await.unwrap();
+        for client in [&holder, &waiter] {
+            assert_eq!(client.locks.metrics().sessions_opened, 1, "the session was kept");
+        }
         fx.members()[led].start_again().await.unwrap();
     }
     end(&fx).await;
